@@ -1,0 +1,1 @@
+"""Writers: a schedule, written out as one readable program."""

@@ -1,0 +1,1 @@
+"""The machine model: clusters, what an operation costs on them, and how a schedule plays out."""

@@ -1,0 +1,1 @@
+"""Readers: anything a user can say, turned into a Spec."""

@@ -1,0 +1,1 @@
+"""Deciders: each pass takes one decision and leaves the rest alone."""
