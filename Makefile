@@ -1,0 +1,58 @@
+# Everything a contributor runs, by name. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV_FLAGS ?=
+PYTEST_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# A venv that sees the machine's own packages keeps the machine's torch: nothing is pinned, the
+# tools are left out, and nothing is fetched that is already there.
+BORROW := $(findstring --system-site-packages,$(VENV_FLAGS))
+INSTALL := $(if $(BORROW),--no-build-isolation -e .,-c constraints-dev.txt -e '.[dev]')
+
+.DEFAULT_GOAL := help
+.PHONY: help dev demo test lint format golden wheel clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+dev: $(STAMP) ## make .venv with epsc (editable) and every tool
+
+# If $(PYTHON) lives in a venv itself, --system-site-packages would look past it: the .pth does not.
+$(STAMP): pyproject.toml constraints-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+	$(if $(BORROW),$(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL)
+	@touch $@
+
+demo: dev ## show what epsc does, on this machine
+	$(BIN)/epsc demo
+
+test: dev lint ## everything that must pass before a commit
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: dev ## ruff, mypy and the folder-import contracts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: dev ## rewrite the code in the house style
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+golden: dev ## rewrite the golden files; then read the diff
+	$(BIN)/python -m pytest --update-golden $(PYTEST_FLAGS)
+
+wheel: dev ## build dist/*.whl from a clean tree
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+	rm -rf build
+
+clean: ## remove what was built; .venv too
+	rm -rf build dist .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
