@@ -1,0 +1,146 @@
+"""What each kind of op has to be told besides its inputs: frozen, scalar fields only, so that they print and parse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Score(StrEnum):
+    """How router logits become scores."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+
+
+class Choose(StrEnum):
+    """Whether the top-k choice is made on scores, or on logits that are scored afterwards over the chosen k."""
+
+    BY_SCORE = "by_score"
+    BY_LOGIT = "by_logit"
+
+
+class GroupBy(StrEnum):
+    """The score of a group of experts in group-limited routing."""
+
+    MAX = "max"
+    """The best expert of the group (DeepSeek-V2)."""
+    TOP2 = "top2"
+    """The sum of the best two (DeepSeek-V3)."""
+
+
+@dataclass(frozen=True)
+class RouteAttrs:
+    """A top-k router over `experts` experts.
+
+    score -> (+ choice bias) -> keep `top_groups` of `groups` -> top `top_k` -> weights are the scores of the chosen,
+    without the bias -> divided by their sum if `renorm` -> times `scale`.
+    """
+
+    experts: int
+    top_k: int
+    score: Score = Score.SOFTMAX
+    choose: Choose = Choose.BY_SCORE
+    choice_bias: bool = False
+    """A learned bias per expert, added for the choice only (DeepSeek-V3); the parameter `<name>.choice_bias`."""
+    bias: bool = False
+    """A bias on the logits (GPT-OSS); the parameter `<name>.bias`."""
+    groups: int = 1
+    top_groups: int = 1
+    group_by: GroupBy = GroupBy.MAX
+    renorm: bool = False
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class RowsAttrs:
+    """An op on routed rows: which route sent them, over how many experts."""
+
+    experts: int
+    top_k: int
+
+
+class Direction(StrEnum):
+    DISPATCH = "dispatch"
+    COMBINE = "combine"
+
+
+@dataclass(frozen=True)
+class TransferAttrs:
+    """An all2all over the mesh axis `mesh`; `direction` tells rows to experts from rows back home."""
+
+    direction: Direction
+    experts: int
+    top_k: int
+    mesh: str = "ep"
+
+
+@dataclass(frozen=True)
+class GemmAttrs:
+    """`x @ weight^T (+ bias)`; a weight is [out, in], an expert weight [experts, out, in], as in checkpoints.
+
+    `transposed`: the checkpoint stores [in, out] instead (GPT-OSS).
+    """
+
+    out: int
+    bias: bool = False
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class ExpertGemmAttrs:
+    """One `gemm` per expert on the rows that chose it; `experts` counts all experts, not the local ones."""
+
+    experts: int
+    out: int
+    bias: bool = False
+    transposed: bool = False
+
+
+class Act(StrEnum):
+    """Elementwise functions. A gated one halves the width: act(gate) * up."""
+
+    SWIGLU = "swiglu"
+    GEGLU = "geglu"
+    RELU = "relu"
+    RELU2 = "relu2"
+    SILU = "silu"
+    GELU = "gelu"
+    SIGMOID = "sigmoid"
+
+    @property
+    def gated(self) -> bool:
+        return self in (Act.SWIGLU, Act.GEGLU)
+
+
+@dataclass(frozen=True)
+class ActAttrs:
+    """An activation.
+
+    Gated: the input holds gate and up as halves, or alternating when `interleaved`; the result is
+    f(gate) * (up + offset). With `limit` > 0, gate is clamped to at most `limit`, up to [-limit, limit] (GPT-OSS; for
+    an ungated function the input is clamped to [-limit, limit]). SwiGLU's f is x * sigmoid(alpha * x).
+    """
+
+    fn: Act
+    limit: float = 0.0
+    alpha: float = 1.0
+    offset: float = 0.0
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class CallAttrs:
+    """A module that epsc does not look into (attention, a norm), filled in by the user of the program."""
+
+    module: str
+
+
+@dataclass(frozen=True)
+class NoAttrs:
+    """Nothing to say."""
+
+
+Attrs = (
+    RouteAttrs | RowsAttrs | TransferAttrs | GemmAttrs | ExpertGemmAttrs | ActAttrs | CallAttrs | NoAttrs
+)

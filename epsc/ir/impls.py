@@ -1,0 +1,222 @@
+"""The table of implementations: for each op kind, what can run it, what that needs, occupies and costs.
+
+Adding an implementation is one entry here and one template macro of the same name in `codegen/templates`.
+A *choice* between implementations is part of a Schedule; conditions are on numbers that the run knows.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from epsc.ir.dims import DType
+from epsc.ir.errors import Diagnostic, EpsError
+
+
+class Resource(StrEnum):
+    """What a running op takes away from others."""
+
+    SMS = "sms"
+    COPY_ENGINE = "copy_engine"
+    INTRA_LINK = "intra_link"
+    INTER_LINK = "inter_link"
+    HOST_LINK = "host_link"
+    HBM = "hbm"
+    HOST = "host"
+
+
+class Bound(StrEnum):
+    """Which rate an implementation runs at: the axis of its roofline."""
+
+    FLOPS = "flops"
+    HBM = "hbm"
+    LINK = "link"
+    LATENCY = "latency"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What must be there: checked when a plan is made, and again by the program at start."""
+
+    device: str = "any"
+    """`cuda`, `cpu` or `any`."""
+    capability: tuple[int, int] = (0, 0)
+    """Least CUDA compute capability."""
+    dtypes: frozenset[DType] = frozenset({DType.BF16, DType.FP16, DType.FP32})
+    align: int = 1
+    """Rows must be a multiple of this many bytes."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """First-order cost: launches, the rate it is bound by, and the share of that rate that it reaches."""
+
+    bound: Bound
+    efficiency: float
+    launches: int = 1
+    padding: bool = False
+    """Pads every expert to the largest: flops are those of the padded product."""
+
+
+@dataclass(frozen=True)
+class Impl:
+    name: str
+    kind: str
+    doc: str
+    needs: Needs
+    occupies: frozenset[Resource]
+    cost: Cost
+    template: str
+    """The Jinja macro that writes the call."""
+
+
+_GPU_SMS = frozenset({Resource.SMS, Resource.HBM})
+
+
+def _torch(kind: str, doc: str, bound: Bound = Bound.HBM, efficiency: float = 0.7, launches: int = 1) -> Impl:
+    return Impl("torch", kind, doc, Needs(), _GPU_SMS, Cost(bound, efficiency, launches), kind)
+
+
+IMPLS: tuple[Impl, ...] = (
+    Impl(
+        "grouped",
+        "expert_gemm",
+        "one torch grouped_mm launch for all experts of the group",
+        Needs(dtypes=frozenset({DType.BF16, DType.FP16, DType.FP32}), align=16),
+        _GPU_SMS,
+        Cost(Bound.FLOPS, 0.85),
+        "expert_gemm",
+    ),
+    Impl(
+        "dense",
+        "expert_gemm",
+        "one mm per expert into its rows of the output",
+        Needs(),
+        _GPU_SMS,
+        Cost(Bound.FLOPS, 0.88, launches=0),
+        "expert_gemm",
+    ),
+    Impl(
+        "batched",
+        "expert_gemm",
+        "one bmm over experts padded to the largest",
+        Needs(),
+        _GPU_SMS,
+        Cost(Bound.FLOPS, 0.9, launches=3, padding=True),
+        "expert_gemm",
+    ),
+    Impl(
+        "nccl",
+        "all2all",
+        "torch.distributed all_to_all_single over NCCL",
+        Needs(device="cuda"),
+        frozenset({Resource.SMS, Resource.INTRA_LINK}),
+        Cost(Bound.LINK, 0.65),
+        "all2all",
+    ),
+    Impl(
+        "gloo",
+        "all2all",
+        "torch.distributed all_to_all_single over gloo, on a thread of its own",
+        Needs(device="cpu"),
+        frozenset({Resource.INTRA_LINK}),
+        Cost(Bound.LINK, 0.8),
+        "all2all",
+    ),
+    Impl("nccl", "exchange", "counts over NCCL", Needs(device="cuda"),
+         frozenset({Resource.SMS, Resource.INTRA_LINK}), Cost(Bound.LATENCY, 1.0), "exchange"),
+    Impl("gloo", "exchange", "counts over gloo", Needs(device="cpu"),
+         frozenset({Resource.INTRA_LINK}), Cost(Bound.LATENCY, 1.0), "exchange"),
+    Impl("pinned", "sizes", "a copy to pinned memory and one event wait on the host", Needs(),
+         frozenset({Resource.HOST_LINK, Resource.HOST}), Cost(Bound.LATENCY, 1.0), "sizes"),
+    _torch("route", "torch ops", Bound.HBM, 0.5, launches=5),
+    _torch("layout", "one stable sort, one histogram", Bound.HBM, 0.2, launches=6),
+    _torch("arrange", "repeat_interleave of offsets", Bound.HBM, 0.2, launches=6),
+    _torch("permute", "index_select"),
+    _torch("regroup", "index_select"),
+    _torch("ungroup", "index_copy_"),
+    _torch("gemm", "mm", Bound.FLOPS, 0.85),
+    _torch("activation", "elementwise torch ops", launches=2, efficiency=0.5),
+    _torch("add", "add"),
+    _torch("mul", "mul"),
+    _torch("unpermute", "index_select"),
+    _torch("weighted_sum", "bmm with the weights", efficiency=0.5),
+    _torch("unpermute_sum", "embedding_bag: gather, weigh and sum in one launch"),
+    _torch("call", "the module that the user gave", Bound.FLOPS, 0.6),
+)
+
+
+def impls_of(kind: str) -> dict[str, Impl]:
+    """Implementations of an op kind, by name, in the table's order."""
+    return {impl.name: impl for impl in IMPLS if impl.kind == kind}
+
+
+class Metric(StrEnum):
+    """Numbers that a choice may look at; all are of the op's own chunk on this rank, but `device`."""
+
+    ROWS = "rows"
+    """Rows that arrived for the expert group."""
+    MEAN_ROWS = "mean_rows"
+    """Rows per expert of the group, rounded down: what a GEMM's speed depends on."""
+    MAX_ROWS = "max_rows"
+    """Rows of the fullest expert of the group."""
+    TOKENS = "tokens"
+    """Rows of the layer's input on this rank."""
+    DEVICE = "device"
+    """`cuda` or `cpu`, known when the program starts."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    metric: Metric
+    op: str
+    """One of < <= > >= == !=."""
+    value: int | str
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.op} {self.value}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`A when C else B when D else E`: the first whose condition holds, else the last."""
+
+    otherwise: str
+    cases: tuple[tuple[str, Condition], ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every implementation that may be taken, in order, each once."""
+        return tuple(dict.fromkeys([*(name for name, _ in self.cases), self.otherwise]))
+
+    def pick(self, known: dict[Metric, int | str]) -> str:
+        """The implementation for the numbers `known` (all that the conditions name must be there)."""
+        return next((name for name, c in self.cases if _holds(known[c.metric], c.op, c.value)), self.otherwise)
+
+    def __str__(self) -> str:
+        return " else ".join([*(f"{name} when {c}" for name, c in self.cases), self.otherwise])
+
+    @staticmethod
+    def parse(text: str) -> Choice:
+        *cases, otherwise = text.split(" else ")
+        parsed = []
+        for case in cases:
+            found = re.fullmatch(r"(\w+) when (\w+) (<|<=|>|>=|==|!=) (\w+)", case.strip())
+            if not found or found[2] not in set(Metric):
+                raise EpsError(Diagnostic("bad-choice", f"`{case}` does not read `IMPL when METRIC < NUMBER`"))
+            value = int(found[4]) if found[4].isdigit() else found[4]
+            parsed.append((found[1], Condition(Metric(found[2]), found[3], value)))
+        if not re.fullmatch(r"\w+", otherwise.strip()):
+            raise EpsError(Diagnostic("bad-choice", f"`{otherwise}` is not the name of an implementation"))
+        return Choice(otherwise.strip(), tuple(parsed))
+
+
+def _holds(left: int | str, op: str, right: int | str) -> bool:
+    if op == "==":
+        return left == right
+    if op == "!=":
+        return left != right
+    if not (isinstance(left, int) and isinstance(right, int)):
+        raise TypeError(f"`{left} {op} {right}` compares no numbers")
+    return {"<": left < right, "<=": left <= right, ">": left > right, ">=": left >= right}[op]

@@ -1,0 +1,147 @@
+"""The table of op kinds: what a Graph can say, and along which axes each kind can be cut.
+
+Two levels. *Said* kinds are what a `.eps` file or a traced module speaks of (`dispatch`, `combine`); *lowered* kinds
+are what the `canonicalise` pass rewrites them to, and the only ones that a Schedule may hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from epsc.ir.attrs import (
+    ActAttrs,
+    CallAttrs,
+    ExpertGemmAttrs,
+    GemmAttrs,
+    NoAttrs,
+    RouteAttrs,
+    RowsAttrs,
+    TransferAttrs,
+)
+from epsc.ir.dims import Axis
+
+
+class Role(StrEnum):
+    """What an op occupies while it runs, in the coarse: decides its default lane and its colour in pictures."""
+
+    COMPUTE = "compute"
+    """Bound by arithmetic: GEMMs."""
+    MEMORY = "memory"
+    """Bound by device memory: gathers, activations, sums."""
+    TRANSFER = "transfer"
+    """Moves rows between ranks."""
+    CONTROL = "control"
+    """Small: routing, counts, indices."""
+    HOST = "host"
+    """Makes the host wait for the device."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    name: str
+    signature: str
+    """Inputs -> outputs, with types, for people."""
+    role: Role
+    attrs: type
+    axes: frozenset[Axis] = frozenset()
+    """Axes along which an op of this kind can be cut."""
+    lowered: bool = True
+    outs: tuple[str, ...] = ("",)
+    """Suffixes of its outputs' names; one nameless output is named after the op itself."""
+
+
+def _table(*kinds: Kind) -> dict[str, Kind]:
+    return {kind.name: kind for kind in kinds}
+
+
+_ROWWISE = frozenset({Axis.EXPERT_GROUP, Axis.TOKENS, Axis.BATCH, Axis.PEER})
+_ROWS_AND_COLUMNS = _ROWWISE | {Axis.COLUMNS}
+_TOKENWISE = frozenset({Axis.TOKENS, Axis.BATCH, Axis.COLUMNS})
+_BATCH = frozenset({Axis.BATCH})
+
+KINDS: dict[str, Kind] = _table(
+    Kind(
+        "route",
+        "x[tokens, hidden] -> experts int64[tokens, k], weights fp32[tokens, k]",
+        Role.CONTROL,
+        RouteAttrs,
+        _BATCH,
+        outs=(".experts", ".weights"),
+    ),
+    Kind(
+        "dispatch",
+        "x[tokens, hidden], experts -> rows[rows(d), hidden], by expert",
+        Role.TRANSFER,
+        RowsAttrs,
+        lowered=False,
+    ),
+    Kind(
+        "combine",
+        "rows[rows(d), hidden], experts, weights -> y[tokens, hidden]",
+        Role.TRANSFER,
+        RowsAttrs,
+        lowered=False,
+    ),
+    Kind(
+        "layout",
+        "experts -> order int64[k*tokens]: the token copy in each send row; place: its inverse; counts per expert",
+        Role.CONTROL,
+        RowsAttrs,
+        _BATCH,
+        outs=(".order", ".place", ".counts"),
+    ),
+    Kind("exchange", "counts -> counts of the rows that come", Role.TRANSFER, TransferAttrs, _BATCH),
+    Kind("sizes", "both counts -> the same on the host: the only host synchronisation", Role.HOST, RowsAttrs, _BATCH),
+    Kind(
+        "permute",
+        "x[tokens, hidden], order -> send[k*tokens, hidden]",
+        Role.MEMORY,
+        RowsAttrs,
+        frozenset({Axis.TOKENS, Axis.BATCH}),
+    ),
+    Kind("all2all", "send rows, sizes -> received rows, by source rank", Role.TRANSFER, TransferAttrs, _ROWS_AND_COLUMNS),
+    Kind(
+        "arrange",
+        "received counts, sizes -> index int64[rows(d)] from expert order to source order; ends int32 per expert",
+        Role.CONTROL,
+        RowsAttrs,
+        _BATCH,
+        outs=(".index", ".ends"),
+    ),
+    Kind("regroup", "received rows, index -> rows by expert", Role.MEMORY, RowsAttrs, _ROWWISE),
+    Kind("ungroup", "rows by expert, index -> rows by source rank", Role.MEMORY, RowsAttrs, _ROWS_AND_COLUMNS),
+    Kind(
+        "expert_gemm",
+        "rows[rows(d), n], ends; weight[experts, m, n] -> rows[rows(d), m]",
+        Role.COMPUTE,
+        ExpertGemmAttrs,
+        _ROWS_AND_COLUMNS,
+    ),
+    Kind("gemm", "x[.., n]; weight[m, n] -> y[.., m]", Role.COMPUTE, GemmAttrs, _TOKENWISE),
+    Kind("activation", "x[.., n or 2n] -> y[.., n]", Role.MEMORY, ActAttrs, _ROWWISE),
+    Kind("add", "a, b -> a + b", Role.MEMORY, NoAttrs, _TOKENWISE),
+    Kind("mul", "a, b -> a * b, b may have one column", Role.MEMORY, NoAttrs, _TOKENWISE),
+    Kind(
+        "unpermute",
+        "rows at home[k*tokens, hidden], place -> copies[k*tokens, hidden] in token order",
+        Role.MEMORY,
+        RowsAttrs,
+        _TOKENWISE,
+    ),
+    Kind(
+        "weighted_sum",
+        "copies[k*tokens, hidden], weights -> y[tokens, hidden]",
+        Role.MEMORY,
+        RowsAttrs,
+        _TOKENWISE,
+    ),
+    Kind(
+        "unpermute_sum",
+        "rows at home[k*tokens, hidden], place, weights -> y[tokens, hidden]",
+        Role.MEMORY,
+        RowsAttrs,
+        _TOKENWISE,
+    ),
+    Kind("call", "values -> value, by a module that epsc does not look into", Role.COMPUTE, CallAttrs, _BATCH),
+)
