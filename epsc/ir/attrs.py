@@ -141,6 +141,4 @@ class NoAttrs:
     """Nothing to say."""
 
 
-Attrs = (
-    RouteAttrs | RowsAttrs | TransferAttrs | GemmAttrs | ExpertGemmAttrs | ActAttrs | CallAttrs | NoAttrs
-)
+Attrs = RouteAttrs | RowsAttrs | TransferAttrs | GemmAttrs | ExpertGemmAttrs | ActAttrs | CallAttrs | NoAttrs

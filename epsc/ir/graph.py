@@ -92,7 +92,7 @@ class Graph:
 
     def dag(self) -> networkx.DiGraph:
         """The graph as networkx sees it, keyed by node name, for algorithms and pictures."""
-        import networkx  # noqa: PLC0415 - 0.1 s, and `epsc check` does not need it
+        import networkx
 
         view = networkx.DiGraph()
         view.add_nodes_from((node.name, {"kind": node.kind}) for node in self.nodes)

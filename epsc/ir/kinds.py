@@ -92,7 +92,13 @@ KINDS: dict[str, Kind] = _table(
         outs=(".order", ".place", ".counts"),
     ),
     Kind("exchange", "counts -> counts of the rows that come", Role.TRANSFER, TransferAttrs, _BATCH),
-    Kind("sizes", "both counts -> the same on the host: the only host synchronisation", Role.HOST, RowsAttrs, _BATCH),
+    Kind(
+        "sizes",
+        "both counts -> the same on the host: the only host synchronisation",
+        Role.HOST,
+        RowsAttrs,
+        _BATCH,
+    ),
     Kind(
         "permute",
         "x[tokens, hidden], order -> send[k*tokens, hidden]",
@@ -100,7 +106,13 @@ KINDS: dict[str, Kind] = _table(
         RowsAttrs,
         frozenset({Axis.TOKENS, Axis.BATCH}),
     ),
-    Kind("all2all", "send rows, sizes -> received rows, by source rank", Role.TRANSFER, TransferAttrs, _ROWS_AND_COLUMNS),
+    Kind(
+        "all2all",
+        "send rows, sizes -> received rows, by source rank",
+        Role.TRANSFER,
+        TransferAttrs,
+        _ROWS_AND_COLUMNS,
+    ),
     Kind(
         "arrange",
         "received counts, sizes -> index int64[rows(d)] from expert order to source order; ends int32 per expert",

@@ -1,4 +1,4 @@
-"""Schedule: what was *decided*. Every op of a Graph, cut into steps, in issue order, on lanes, with its waits and buffers.
+"""Schedule: what was *decided*. Every op of a Graph cut into steps, in issue order, with lanes, waits and buffers.
 
 All ranks run the same Schedule (SPMD); what differs between ranks is said relatively (`peer` cuts count from the own
 rank). A Schedule grows through stages; `Stage` says what each one adds, and `epsc.proof` what each one must satisfy.
@@ -248,7 +248,9 @@ class Schedule:
         lines = [line.strip() for line in (marker.strip() + " " + rest).strip().splitlines()]
         head = re.fullmatch(r"schedule (\S+): ep (\d+), sms (\d+), stage (\w+) \{", lines[0])
         if not head or lines[-1] != "}" or head[4].upper() not in Stage.__members__:
-            raise EpsError(Diagnostic("bad-schedule", "a schedule reads `schedule NAME: ep N, sms N, stage S {` ... `}`"))
+            raise EpsError(
+                Diagnostic("bad-schedule", "a schedule reads `schedule NAME: ep N, sms N, stage S {` ... `}`")
+            )
         steps: list[Step] = []
         layouts: list[Layout] = []
         lanes: list[Lane] = []

@@ -12,7 +12,7 @@ from epsc.ir.source import Span
 
 
 def _span() -> Span | None:
-    return field(default=None, compare=False, repr=False)  # type: ignore[no-any-return,call-overload]
+    return field(default=None, compare=False, repr=False)
 
 
 # --- expressions ------------------------------------------------------------------------------------------------------
