@@ -17,7 +17,7 @@ INSTALL := $(if $(BORROW),--no-build-isolation -e .,-c constraints-dev.txt -e '.
 .PHONY: help dev demo test lint format golden wheel clean
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 dev: $(STAMP) ## make .venv with epsc (editable) and every tool
 
