@@ -1,0 +1,121 @@
+"""canonicalise: said ops -> lowered ops, and nothing that no result needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from epsc.ir.attrs import Direction, RowsAttrs, TransferAttrs
+from epsc.ir.dims import TOKENS, Dim, DType, Tensor, rows
+from epsc.ir.graph import Graph, Node
+
+
+@dataclass(frozen=True)
+class Canonicalise:
+    """Spell out what dispatch and combine do, and drop what no result needs.
+
+    rewrite:
+        sent = dispatch(x, r)  -->  sent.layout   = layout(r.experts)        where each copy of a token goes
+                                    sent.exchange = exchange(counts)         how many rows come
+                                    sent.permute  = permute(x, order)        rows in sending order
+                                    sent.sizes    = sizes(counts)            the host learns the counts
+                                    sent.all2all  = all2all(sent.permute)
+                                    sent.arrange  = arrange(sent.exchange)   where each received row belongs
+                                    sent          = regroup(sent.all2all)    rows by expert
+        back = combine(h, r)   -->  back.ungroup  = ungroup(h, index)        rows by source rank again
+                                    back.all2all  = all2all(back.ungroup)
+                                    back.unpermute = unpermute(back.all2all) copies in token order
+                                    back          = weighted_sum(copies, r.weights)
+    """
+
+    name: ClassVar[str] = "canonicalise"
+
+    def __call__(self, graph: Graph) -> Graph:
+        types = dict(graph.types)
+        nodes: list[Node] = []
+        ends: dict[str, str] = {}
+        for node in _needed(graph):
+            if node.kind == "dispatch":
+                nodes += _dispatch(node, types)
+                ends[node.name] = f"{node.name}.arrange.ends"
+            elif node.kind == "combine":
+                nodes += _combine(node, types)
+            elif node.kind == "expert_gemm":
+                dispatch = types[node.ins[0]].shape[0].symbol[len("rows(") : -1]
+                nodes.append(replace(node, ins=(node.ins[0], ends[dispatch])))
+            else:
+                nodes.append(node)
+        lowered = graph.with_nodes(tuple(nodes), types)
+        used = {name for node in nodes for name in node.params}
+        return replace(lowered, params=tuple(p for p in graph.params if p.name in used))
+
+
+def _needed(graph: Graph) -> list[Node]:
+    """The nodes that some result depends on, in order."""
+    wanted = set(graph.results)
+    kept = []
+    for node in reversed(graph.nodes):
+        if wanted & set(node.outs):
+            wanted |= set(node.ins)
+            kept.append(node)
+    return kept[::-1]
+
+
+def _dispatch(node: Node, types: dict[str, Tensor]) -> list[Node]:
+    assert isinstance(node.attrs, RowsAttrs)
+    d, attrs = node.name, node.attrs
+    x, experts = node.ins
+    transfer = TransferAttrs(Direction.DISPATCH, attrs.experts, attrs.top_k)
+    row_type = types[d]
+    send_type = Tensor(row_type.dtype, (TOKENS.times(attrs.top_k), row_type.shape[1]))
+    counts = Tensor(DType.INT64, (Dim(attrs.experts),))
+    copies = Tensor(DType.INT64, (TOKENS.times(attrs.top_k),))
+
+    def op(suffix: str, kind: str, ins: tuple[str, ...], outs: dict[str, Tensor], of: object = attrs) -> Node:
+        name = f"{d}{suffix}"
+        types.update({f"{name}{out}": tensor for out, tensor in outs.items()})
+        return replace(node, name=name, kind=kind, ins=ins, outs=tuple(f"{name}{out}" for out in outs), attrs=of)
+
+    return [
+        op(".layout", "layout", (experts,), {".order": copies, ".place": copies, ".counts": counts}),
+        op(".exchange", "exchange", (f"{d}.layout.counts",), {"": counts}, transfer),
+        op(".permute", "permute", (x, f"{d}.layout.order"), {"": send_type}),
+        op(
+            ".sizes",
+            "sizes",
+            (f"{d}.layout.counts", f"{d}.exchange"),
+            {"": Tensor(DType.INT64, (Dim(2 * attrs.experts),))},
+        ),
+        op(".all2all", "all2all", (f"{d}.permute", f"{d}.sizes"), {"": row_type}, transfer),
+        op(
+            ".arrange",
+            "arrange",
+            (f"{d}.exchange", f"{d}.sizes"),
+            {".index": Tensor(DType.INT64, (rows(d),)), ".ends": Tensor(DType.INT32, (Dim(attrs.experts),))},
+        ),
+        op("", "regroup", (f"{d}.all2all", f"{d}.arrange.index"), {"": row_type}),
+    ]
+
+
+def _combine(node: Node, types: dict[str, Tensor]) -> list[Node]:
+    assert isinstance(node.attrs, RowsAttrs)
+    c, attrs = node.name, node.attrs
+    h, _, weights = node.ins
+    d = types[h].shape[0].symbol[len("rows(") : -1]
+    home = Tensor(types[h].dtype, (TOKENS.times(attrs.top_k), types[h].shape[1]))
+    types.update({f"{c}.ungroup": types[h], f"{c}.all2all": home, f"{c}.unpermute": home})
+
+    def op(suffix: str, kind: str, ins: tuple[str, ...], of: object = attrs) -> Node:
+        return replace(node, name=f"{c}{suffix}", kind=kind, ins=ins, outs=(f"{c}{suffix}",), attrs=of)
+
+    return [
+        op(".ungroup", "ungroup", (h, f"{d}.arrange.index")),
+        op(
+            ".all2all",
+            "all2all",
+            (f"{c}.ungroup", f"{d}.sizes"),
+            TransferAttrs(Direction.COMBINE, attrs.experts, attrs.top_k),
+        ),
+        op(".unpermute", "unpermute", (f"{c}.all2all", f"{d}.layout.place")),
+        op("", "weighted_sum", (f"{c}.unpermute", weights)),
+    ]
