@@ -399,10 +399,11 @@ class _Builder:
             "top_groups",
         )
         if good:
+            within = count // attrs.groups * attrs.top_groups
             check(
-                k <= count // attrs.groups * attrs.top_groups,
+                k <= within,
                 "top-k",
-                f"top_k is {k}, but {attrs.top_groups} groups hold only {count // attrs.groups * attrs.top_groups} experts",
+                f"top_k is {k}, but {attrs.top_groups} groups hold only {within} experts",
                 "top_k",
             )
             check(

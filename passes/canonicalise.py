@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from epsc.ir.attrs import Direction, RowsAttrs, TransferAttrs
+from epsc.ir.attrs import Attrs, Direction, RowsAttrs, TransferAttrs
 from epsc.ir.dims import TOKENS, Dim, DType, Tensor, rows
 from epsc.ir.graph import Graph, Node
 
@@ -71,7 +71,7 @@ def _dispatch(node: Node, types: dict[str, Tensor]) -> list[Node]:
     counts = Tensor(DType.INT64, (Dim(attrs.experts),))
     copies = Tensor(DType.INT64, (TOKENS.times(attrs.top_k),))
 
-    def op(suffix: str, kind: str, ins: tuple[str, ...], outs: dict[str, Tensor], of: object = attrs) -> Node:
+    def op(suffix: str, kind: str, ins: tuple[str, ...], outs: dict[str, Tensor], of: Attrs = attrs) -> Node:
         name = f"{d}{suffix}"
         types.update({f"{name}{out}": tensor for out, tensor in outs.items()})
         return replace(node, name=name, kind=kind, ins=ins, outs=tuple(f"{name}{out}" for out in outs), attrs=of)
@@ -105,7 +105,7 @@ def _combine(node: Node, types: dict[str, Tensor]) -> list[Node]:
     home = Tensor(types[h].dtype, (TOKENS.times(attrs.top_k), types[h].shape[1]))
     types.update({f"{c}.ungroup": types[h], f"{c}.all2all": home, f"{c}.unpermute": home})
 
-    def op(suffix: str, kind: str, ins: tuple[str, ...], of: object = attrs) -> Node:
+    def op(suffix: str, kind: str, ins: tuple[str, ...], of: Attrs = attrs) -> Node:
         return replace(node, name=f"{c}{suffix}", kind=kind, ins=ins, outs=(f"{c}{suffix}",), attrs=of)
 
     return [

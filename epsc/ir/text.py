@@ -20,7 +20,7 @@ def attrs_text(attrs: Any) -> str:
 
 def attrs_parse(cls: type, text: str) -> Any:
     """The inverse of `attrs_text` for the attribute class `cls`. Raises EpsError on an unknown key or a bad value."""
-    hints = get_type_hints(cls)
+    hints = {f.name: get_type_hints(cls)[f.name] for f in fields(cls)}
     values = {}
     for part in split(text, ","):
         key, _, value = part.partition("=")

@@ -1,0 +1,127 @@
+"""Is a Schedule one of its Graph? Every op exactly once, its operands untouched, makers before readers."""
+
+from __future__ import annotations
+
+from epsc.ir.dims import Cuts, overlap
+from epsc.ir.errors import Faults
+from epsc.ir.impls import impls_of
+from epsc.ir.kinds import Role
+from epsc.ir.schedule import HOST_LANE, Schedule, Stage, Step
+
+
+def check_structure(schedule: Schedule, faults: Faults) -> None:
+    """Steps against ops: coverage, operands, implementations, and what the stage promises."""
+    graph = schedule.graph
+    pieces: dict[str, list[Step]] = {}
+    keys: set[str] = set()
+    for step in schedule.steps:
+        if step.key in keys:
+            faults.add("duplicate-step", f"step `{step.key}` is there twice")
+        keys.add(step.key)
+        node = graph.node.get(step.node)
+        if node is None:
+            faults.add("unknown-op", f"step `{step.key}` runs an op that the graph does not have")
+            continue
+        pieces.setdefault(step.node, []).append(step)
+        if not node.info.lowered:
+            faults.add("not-lowered", f"`{step.key}`: a schedule cannot hold `{node.kind}`", node.span)
+        if {ref.value for ref in step.reads} != set(node.ins):
+            faults.add(
+                "operands",
+                f"`{step.key}` reads {_names(step.reads)}, but its op reads {', '.join(node.ins)}",
+                node.span,
+            )
+        if {ref.value for ref in step.writes} != set(node.outs):
+            faults.add(
+                "operands",
+                f"`{step.key}` writes {_names(step.writes)}, but its op makes {', '.join(node.outs)}",
+                node.span,
+            )
+        for ref in (*step.reads, *step.writes):
+            if ref.cuts not in ((), step.cuts):
+                faults.add("operands", f"`{step.key}` uses {ref}, a region that is not its own", node.span)
+        for impl in step.impl.names:
+            if impl not in impls_of(node.kind):
+                faults.add(
+                    "unknown-implementation", f"`{step.key}`: nothing named `{impl}` runs `{node.kind}`", node.span
+                )
+        for cut in step.cuts:
+            if cut.axis not in node.info.axes:
+                faults.add("axis", f"`{step.key}`: `{node.kind}` cannot be cut by {cut.axis}", node.span)
+    for node in graph.nodes:
+        steps = pieces.get(node.name, [])
+        if not steps:
+            faults.add("missing-op", f"the op `{node.name}` is never run", node.span)
+        elif not _partition([step.cuts for step in steps]):
+            faults.add("coverage", f"the chunks of `{node.name}` do not cover it exactly once", node.span)
+    if schedule.stage >= Stage.PLACED:
+        _check_lanes(schedule, faults)
+    if schedule.stage >= Stage.ORDERED:
+        _check_order(schedule, faults)
+
+
+def _names(refs: tuple[object, ...]) -> str:
+    return ", ".join(map(str, refs)) or "nothing"
+
+
+def _partition(pieces: list[Cuts]) -> bool:
+    """Whether chunks cut a thing into all parts of one cut, each once; or leave it whole."""
+    if pieces == [()]:
+        return True
+    if any(len(cuts) != 1 for cuts in pieces):
+        return False
+    kinds = {(cuts[0].axis, cuts[0].count) for cuts in pieces}
+    indices = sorted(cuts[0].index for cuts in pieces)
+    return len(kinds) == 1 and indices == list(range(next(iter(kinds))[1]))
+
+
+def _check_lanes(schedule: Schedule, faults: Faults) -> None:
+    lanes = {lane.name for lane in schedule.lanes}
+    for step in schedule.steps:
+        node = schedule.graph.node.get(step.node)
+        if node is None:
+            continue
+        if step.lane not in lanes:
+            faults.add("unknown-lane", f"`{step.key}` runs on the lane `{step.lane}`, which is not declared", node.span)
+        if (step.lane == HOST_LANE) != (node.info.role is Role.HOST):
+            faults.add("host-lane", f"`{step.key}` ({node.kind}) cannot run on the lane `{step.lane}`", node.span)
+        if bool(step.comm) != (node.info.role is Role.TRANSFER):
+            faults.add("communicator", f"`{step.key}` ({node.kind}) has the communicator `{step.comm}`", node.span)
+
+
+def _check_order(schedule: Schedule, faults: Faults) -> None:
+    """Every region is made, whole, before it is read; and the order that was asked for is kept."""
+    graph = schedule.graph
+    made: dict[str, list[Cuts]] = {}
+    left: dict[str, int] = {}
+    for step in schedule.steps:
+        left[step.node] = left.get(step.node, 0) + 1
+    makers: dict[str, list[Step]] = {}
+    for step in schedule.steps:
+        for ref in step.writes:
+            makers.setdefault(ref.value, []).append(step)
+    for step in schedule.steps:
+        for ref in step.reads:
+            if ref.value in graph.inputs:
+                continue
+            needed = [
+                w.cuts
+                for m in makers.get(ref.value, [])
+                for w in m.writes
+                if w.value == ref.value and overlap(w.cuts, ref.cuts)
+            ]
+            have = made.get(ref.value, [])
+            missing = [cuts for cuts in needed if cuts not in have]
+            if missing or not needed:
+                faults.add("unmade-value", f"`{step.key}` reads {ref} before it is made", graph.node[step.node].span)
+        for ref in step.writes:
+            made.setdefault(ref.value, []).append(ref.cuts)
+        left[step.node] -= 1
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for i, step in enumerate(schedule.steps):
+        first.setdefault(step.node, i)
+        last[step.node] = i
+    for a, b in schedule.order:
+        if a in last and b in first and last[a] > first[b]:
+            faults.add("order", f"`{a}` is to be issued before `{b}`, but is not")

@@ -1,0 +1,143 @@
+"""buffers: where rows live, and which buffers share memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from epsc.ir.dims import Cuts, Dim
+from epsc.ir.graph import Graph
+from epsc.ir.schedule import Buffer, Schedule, Stage, Step, Storage
+from epsc.passes.wishes import Context, is_row_op
+from epsc.proof.happens import Happens
+
+# Rows that an index addresses from the start of the whole value, so that the value must be in one piece.
+_WHOLE_READS = ("regroup", "unpermute", "unpermute_sum", "all2all")
+_WHOLE_WRITES = ("permute", "ungroup", "all2all")
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """Give every value of rows a buffer, and let buffers share a storage when their uses cannot meet.
+
+    A value that is made and read chunk by chunk gets a buffer per chunk, so that chunks can follow each other through
+    the same memory. Sharing never adds a wait: a buffer joins a storage only if everything that used the storage before
+    is certainly finished when the buffer is first written.
+    """
+
+    name: ClassVar[str] = "buffers"
+
+    share: bool = True
+    """False: a storage for every buffer. More memory; nothing else changes."""
+
+    def __call__(self, schedule: Schedule, context: Context) -> Schedule:  # noqa: ARG002 - every pass is called alike
+        graph = schedule.graph
+        uses = _uses(schedule)
+        happens = Happens.of(schedule)
+        known_from = _rows_known(schedule)
+        storages: list[_Storage] = []
+        buffers: list[Buffer] = []
+        for (value, cuts), steps in uses.items():
+            tensor = graph.types[value].cut(cuts)
+            size = tensor.numel
+            home = None
+            if self.share and value not in graph.results:
+                home = next((s for s in storages if s.takes(size, steps, happens, known_from, graph, value)), None)
+            if home is None:
+                home = _Storage(f"s{len(storages)}", value, [], steps, value in graph.results)
+                storages.append(home)
+            if size not in home.sizes:
+                home.sizes.append(size)
+            home.last = steps
+            buffers.append(Buffer(value, tensor, home.name, cuts))
+        return replace(
+            schedule,
+            stage=Stage.BUFFERED,
+            buffers=tuple(buffers),
+            storages=tuple(Storage(s.name, graph.types[s.value].dtype, _largest(s.sizes)) for s in storages),
+        )
+
+
+@dataclass
+class _Storage:
+    name: str
+    value: str
+    """The value that it was made for: its first user, of its element type."""
+    sizes: list[Dim]
+    first: list[tuple[int, Step]]
+    closed: bool
+    last: list[tuple[int, Step]] | None = None
+
+    def takes(
+        self,
+        size: Dim,
+        steps: list[tuple[int, Step]],
+        happens: Happens,
+        known_from: dict[str, int],
+        graph: Graph,
+        value: str,
+    ) -> bool:
+        """Whether a buffer of this size, used by `steps` (the first of them writes it), may live here too."""
+        if self.closed or self.last is None or graph.types[self.value].dtype != graph.types[value].dtype:
+            return False
+        # Memory is taken before the storage's first use, and by then every size must be known to the host.
+        if known_from.get(size.symbol, -1) > self.first[0][0]:
+            return False
+        writers = [step for _, step in steps if any(ref.value == value for ref in step.writes)]
+        return all(happens.before(old.key, new.key) for _, old in self.last for new in writers)
+
+
+def _uses(schedule: Schedule) -> dict[tuple[str, Cuts], list[tuple[int, Step]]]:
+    """The steps that use each buffer-to-be, in issue order; buffers in the order of their first use."""
+    graph = schedule.graph
+    whole = set(graph.results)
+    for step in schedule.steps:
+        kind = graph.node[step.node].kind
+        if kind in _WHOLE_READS:
+            whole.add(step.reads[0].value)
+        if kind in _WHOLE_WRITES:
+            whole |= {ref.value for ref in step.writes}
+    shared_cuts = _split_alike(schedule)
+    found: dict[tuple[str, Cuts], list[tuple[int, Step]]] = {}
+    for i, step in enumerate(schedule.steps):
+        for ref in (*step.writes, *step.reads):
+            maker = graph.maker.get(ref.value)
+            if maker is None or not is_row_op(maker):
+                continue
+            cuts = ref.cuts if ref.value in shared_cuts and ref.value not in whole else ()
+            steps = found.setdefault((ref.value, cuts), [])
+            if not steps or steps[-1][0] != i:
+                steps.append((i, step))
+    return found
+
+
+def _split_alike(schedule: Schedule) -> set[str]:
+    """Values whose makers and readers all use the same chunks."""
+    made: dict[str, set[Cuts]] = {}
+    read: dict[str, set[Cuts]] = {}
+    for step in schedule.steps:
+        for ref in step.writes:
+            made.setdefault(ref.value, set()).add(ref.cuts)
+        for ref in step.reads:
+            read.setdefault(ref.value, set()).add(ref.cuts)
+    return {value for value, cuts in made.items() if read.get(value, cuts) == cuts}
+
+
+def _rows_known(schedule: Schedule) -> dict[str, int]:
+    """For each `rows(d)`: the position of the step after which the host knows it."""
+    return {
+        f"rows({step.node.removesuffix('.sizes')})": i
+        for i, step in enumerate(schedule.steps)
+        if schedule.graph.node[step.node].kind == "sizes"
+    }
+
+
+def _largest(sizes: list[Dim]) -> tuple[Dim, ...]:
+    """Sizes that no other of them is certainly at least as large as: fewer rows, or rows of one chunk only."""
+    best: dict[tuple[str, Cuts], Dim] = {}
+    for size in sizes:
+        key = size.symbol, size.cuts
+        if key not in best or best[key].scale < size.scale:
+            best[key] = size
+    whole = {size.symbol: size.scale for size in best.values() if not size.cuts}
+    return tuple(size for size in best.values() if not size.cuts or whole.get(size.symbol, 0) < size.scale)

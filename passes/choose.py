@@ -1,0 +1,38 @@
+"""choose: Graph -> Schedule. One step per op, with the implementation that runs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from epsc.ir.graph import Graph
+from epsc.ir.impls import Choice, Condition, Metric, impls_of
+from epsc.ir.schedule import Ref, Schedule, Stage, Step
+from epsc.passes.wishes import Context
+
+
+@dataclass(frozen=True)
+class Choose:
+    """Give every op the implementation that the schedule asks for, else the one named here, else its only one."""
+
+    name: ClassVar[str] = "choose"
+
+    experts: str = "grouped"
+    """For expert gemms that no `use` names: grouped, dense or batched."""
+
+    def __call__(self, graph: Graph, context: Context) -> Schedule:
+        steps = []
+        for node in graph.nodes:
+            choice = context.wishes.choices.get(node.name) or self._default(node.kind)
+            reads = tuple(Ref(value) for value in dict.fromkeys(node.ins))
+            steps.append(Step(node.name, choice, reads, tuple(map(Ref, node.outs))))
+        return Schedule(context.wishes.name, graph, context.ep, context.chip_sms, Stage.CHOSEN, tuple(steps))
+
+    def _default(self, kind: str) -> Choice:
+        if kind == "expert_gemm":
+            return Choice(self.experts)
+        names = list(impls_of(kind))
+        if len(names) == 1:
+            return Choice(names[0])
+        # Transfers: what the process group of the device speaks.
+        return Choice("gloo", (("nccl", Condition(Metric.DEVICE, "==", "cuda")),))

@@ -1,0 +1,128 @@
+"""order: the sequence in which the host issues the steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from typing import ClassVar
+
+from epsc.ir.dims import overlap
+from epsc.ir.errors import Diagnostic, EpsError
+from epsc.ir.kinds import Role
+from epsc.ir.schedule import Schedule, Stage, Step
+from epsc.passes.place import COMPUTE_LANE
+from epsc.passes.wishes import Context, Wishes, is_dispatch
+
+# When a step would like to be issued, in chunks: chunk i of the experts' work is due at time i.
+_EARLY = -4.0  # routing and what dispatch needs
+_HOST = -3.0  # after everything that can run while the counts travel
+_FIRST_DISPATCH = -2.0
+_ARRANGE = -1.5
+_BESIDE = -1.0  # after the first dispatches are on their way, before the experts want the compute lane
+_COMBINE = 0.5  # a chunk's combine follows its experts' work
+_REST = 1e6
+
+
+@dataclass(frozen=True)
+class Order:
+    """Issue steps in an order that data allows and that starts transfers early.
+
+    A priority topological sort. Dispatches go first, `prefetch` chunks ahead of the experts' work (all of them when
+    combines have a lane of their own: nothing queues behind them); the host stops for the counts only after everything
+    that can run meanwhile is issued; what runs `beside` a transfer is issued right after it.
+    """
+
+    name: ClassVar[str] = "order"
+
+    prefetch: int = 0
+    """Chunks by which dispatch runs ahead; 0: all when it has its lane for itself, else 2."""
+
+    def __call__(self, schedule: Schedule, context: Context) -> Schedule:
+        after, blocked = _dependencies(schedule)
+        due = self._due(schedule, context.wishes)
+        place = {node.name: i for i, node in enumerate(schedule.graph.nodes)}
+        ready: list[tuple[float, int, int]] = []
+        for i, step in enumerate(schedule.steps):
+            if not blocked[i]:
+                heappush(ready, (due[i], place[step.node], i))
+        ordered = []
+        while ready:
+            _, _, i = heappop(ready)
+            ordered.append(schedule.steps[i])
+            for j in after[i]:
+                blocked[j] -= 1
+                if not blocked[j]:
+                    heappush(ready, (due[j], place[schedule.steps[j].node], j))
+        if len(ordered) < len(schedule.steps):
+            stuck = [step.key for step, n in zip(schedule.steps, blocked, strict=True) if n]
+            raise EpsError(
+                Diagnostic(
+                    "impossible-order",
+                    f"schedule `{schedule.name}` asks for an order that data forbids:"
+                    f" {', '.join(stuck[:4])} wait in a circle",
+                    help="delete one of the `run .. before ..` lines",
+                )
+            )
+        return replace(schedule, stage=Stage.ORDERED, steps=tuple(ordered))
+
+    def _due(self, schedule: Schedule, wishes: Wishes) -> list[float]:
+        graph = schedule.graph
+        beside = {name for wish in wishes.besides for name in wish.these}
+        combining = {s.lane for s in schedule.steps if s.comm and not is_dispatch(graph.node[s.node])}
+        needed_early = _feeds_dispatch(schedule)
+
+        def due(step: Step) -> float:
+            node = graph.node[step.node]
+            chunk = step.cuts[0].index if step.cuts else 0
+            if node.info.role is Role.HOST:
+                return _HOST
+            if is_dispatch(node):
+                ahead = self.prefetch or (2 if step.lane in combining and step.lane != COMPUTE_LANE else 0)
+                return max(_FIRST_DISPATCH, chunk - ahead - 0.5) if ahead else _FIRST_DISPATCH
+            if node.name in needed_early:
+                return _EARLY
+            if node.kind == "arrange":
+                return _ARRANGE
+            if node.name in beside:
+                return _BESIDE
+            if node.kind == "all2all":
+                return chunk + _COMBINE
+            if step.cuts or node.kind in ("regroup", "ungroup", "expert_gemm"):
+                return float(chunk)
+            return _REST
+
+        return list(map(due, schedule.steps))
+
+
+def _feeds_dispatch(schedule: Schedule) -> set[str]:
+    """Names of the ops that a dispatch waits for."""
+    graph = schedule.graph
+    found = {node.name for node in graph.nodes if is_dispatch(node)}
+    for node in reversed(graph.nodes):
+        if node.name in found:
+            found |= {graph.maker[value].name for value in node.ins if value in graph.maker}
+    return found
+
+
+def _dependencies(schedule: Schedule) -> tuple[list[list[int]], list[int]]:
+    """Edges between steps (by position): makers before readers of overlapping regions, and what `order` asks for."""
+    writers: dict[str, list[int]] = {}
+    of_node: dict[str, list[int]] = {}
+    for i, step in enumerate(schedule.steps):
+        of_node.setdefault(step.node, []).append(i)
+        for ref in step.writes:
+            writers.setdefault(ref.value, []).append(i)
+    after: list[list[int]] = [[] for _ in schedule.steps]
+    blocked = [0] * len(schedule.steps)
+    edges = set()
+    for i, step in enumerate(schedule.steps):
+        for ref in step.reads:
+            for w in writers.get(ref.value, ()):
+                if any(r.value == ref.value and overlap(r.cuts, ref.cuts) for r in schedule.steps[w].writes):
+                    edges.add((w, i))
+    for first, then in schedule.order:
+        edges |= {(a, b) for a in of_node[first] for b in of_node[then]}
+    for a, b in sorted(edges):
+        after[a].append(b)
+        blocked[b] += 1
+    return after, blocked

@@ -1,0 +1,311 @@
+"""A schedule's directives, resolved: which ops of the Graph each of them speaks of, and what it asks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from epsc.ir.attrs import Direction, TransferAttrs
+from epsc.ir.dims import Axis
+from epsc.ir.errors import Faults, Note, did_you_mean
+from epsc.ir.graph import Graph, Node
+from epsc.ir.impls import Choice, Condition, Metric, impls_of
+from epsc.ir.kinds import KINDS, Role
+from epsc.ir.source import Span
+from epsc.ir.spec import (
+    Before,
+    Beside,
+    Name,
+    On,
+    OverlapNone,
+    Reserve,
+    ScheduleDecl,
+    Split,
+    Target,
+    Use,
+    When,
+)
+from epsc.passes.numbers import Numbers
+
+LOWERED_AXES = (Axis.EXPERT_GROUP, Axis.TOKENS)
+"""Axes that the passes can cut along today; the others are in the language and the types only."""
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """`these` may run at the same time as `others` (node names)."""
+
+    these: tuple[str, ...]
+    others: tuple[str, ...]
+    span: Span | None = None
+
+
+@dataclass(frozen=True)
+class Partition:
+    """`sms` SMs that the transfers `nodes` share, one after the other."""
+
+    sms: int
+    nodes: tuple[str, ...]
+    span: Span | None = None
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What one schedule asks for, keyed by node name. Empty: everything runs in order on one stream."""
+
+    name: str
+    splits: dict[str, tuple[Axis, int]] = field(default_factory=dict)
+    split_spans: dict[str, Span | None] = field(default_factory=dict)
+    choices: dict[str, Choice] = field(default_factory=dict)
+    partitions: tuple[Partition, ...] = ()
+    besides: tuple[SideBySide, ...] = ()
+    befores: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
+    lanes: dict[str, str] = field(default_factory=dict)
+    overlap: bool = True
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the Schedule passes know besides the Schedule: the wishes, and the machine in the coarse."""
+
+    wishes: Wishes
+    ep: int
+    """Ranks that share the experts."""
+    chip_sms: int
+    """SMs of one GPU."""
+
+
+def resolve(decl: ScheduleDecl, graph: Graph, numbers: Numbers, ep: int, chip_sms: int, faults: Faults) -> Wishes:
+    """What `decl` asks of the lowered `graph`; adds a fault for everything that the graph or the chip cannot give."""
+    return _Resolver(decl, graph, numbers, ep, chip_sms, faults).wishes()
+
+
+class _Resolver:
+    def __init__(
+        self, decl: ScheduleDecl, graph: Graph, numbers: Numbers, ep: int, chip_sms: int, faults: Faults
+    ) -> None:
+        self.decl, self.graph, self.numbers, self.faults = decl, graph, numbers, faults
+        self.ep, self.chip_sms = ep, chip_sms
+        self.named: dict[str, list[Node]] = {}
+        for node in graph.nodes:
+            for name in {node.origin, _weight(node)}:
+                self.named.setdefault(name, []).append(node)
+        self.named.pop("return", None)
+
+    def wishes(self) -> Wishes:
+        splits: dict[str, tuple[Axis, int]] = {}
+        spans: dict[str, Span | None] = {}
+        choices: dict[str, Choice] = {}
+        choice_spans: dict[str, Span | None] = {}
+        lanes: dict[str, str] = {}
+        partitions: list[Partition] = []
+        besides: list[SideBySide] = []
+        befores: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+        overlap = True
+        for directive in self.decl.directives:
+            match directive:
+                case Split():
+                    for name, cut in self._split(directive).items():
+                        if splits.get(name, cut) != cut:
+                            self.faults.add(
+                                "split-twice",
+                                f"`{name}` is split twice, in two ways",
+                                directive.span,
+                                notes=[Note("first here", spans[name])],
+                            )
+                        splits.setdefault(name, cut)
+                        spans.setdefault(name, directive.span)
+                case Use():
+                    for name, choice in self._use(directive).items():
+                        if name in choices:
+                            self.faults.add(
+                                "use-twice",
+                                f"an implementation of `{name}` is chosen twice",
+                                directive.span,
+                                notes=[Note("first here", choice_spans[name])],
+                            )
+                        choices[name] = choice
+                        choice_spans[name] = directive.span
+                case Reserve():
+                    partition = self._reserve(directive)
+                    if partition:
+                        partitions.append(partition)
+                case Beside(targets, others, span):
+                    these, those = self._names(targets), self._names(others)
+                    if set(these) & set(those):
+                        self.faults.add("beside-itself", "an op cannot run beside itself", span)
+                    besides.append(SideBySide(these, those, span))
+                case Before(targets, others, span):
+                    these, those = self._names(targets), self._names(others)
+                    if set(these) & set(those):
+                        self.faults.add("before-itself", "an op cannot run before itself", span)
+                    befores.append((these, those))
+                case On(targets, lane):
+                    for target in targets:
+                        for node in self._transfers(target) or self._nodes(target):
+                            lanes[node.name] = lane
+                case OverlapNone():
+                    overlap = False
+        reserved = sum(partition.sms for partition in partitions)
+        if partitions and reserved >= self.chip_sms:
+            self.faults.add(
+                "sms-over-chip",
+                f"{reserved} SMs are reserved, but the chip has {self.chip_sms}",
+                partitions[-1].span,
+                help="leave SMs for the GEMMs that should run beside the transfers",
+                notes=[Note(f"{p.sms} SMs here", p.span) for p in partitions[:-1]],
+            )
+        return Wishes(
+            self.decl.name, splits, spans, choices, tuple(partitions), tuple(besides), tuple(befores), lanes, overlap
+        )
+
+    # --- targets ------------------------------------------------------------------------------------------------------
+
+    def _nodes(self, target: Target) -> list[Node]:
+        found = self.named.get(target.name, [])
+        if not found:
+            self.faults.add(
+                "unknown-target",
+                f"the layer has no `{target.name}`",
+                target.span,
+                help=did_you_mean(target.name, self.named),
+            )
+        return found
+
+    def _names(self, targets: Iterable[Target]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(node.name for target in targets for node in self._nodes(target)))
+
+    def _transfers(self, target: Target) -> list[Node]:
+        return [node for node in self.named.get(target.name, []) if node.kind in ("all2all", "exchange")]
+
+    # --- directives ---------------------------------------------------------------------------------------------------
+
+    def _split(self, split: Split) -> dict[str, tuple[Axis, int]]:
+        count = self.numbers.whole(split.count, "the number of chunks")
+        found: dict[str, tuple[Axis, int]] = {}
+        if count is None:
+            return found
+        if split.axis not in LOWERED_AXES:
+            self.faults.add(
+                "axis",
+                f"no pass cuts along `{split.axis}` yet",
+                split.span,
+                help=f"what can be cut today: {', '.join(LOWERED_AXES)}",
+            )
+            return found
+        for target in split.targets:
+            nodes = self._nodes(target)
+            can = [node for node in nodes if split.axis in axes_of(self.graph, node)]
+            if nodes and not can:
+                self.faults.add(
+                    "axis",
+                    f"`{target.name}` cannot be cut by {split.axis}",
+                    target.span,
+                    help="only what lies between dispatch and combine has expert groups"
+                    if split.axis is Axis.EXPERT_GROUP
+                    else None,
+                )
+            for node in can:
+                if split.axis is Axis.EXPERT_GROUP:
+                    experts = getattr(node.attrs, "experts", 0) or self._experts_of(node)
+                    if count > experts // self.ep:
+                        self.faults.add(
+                            "chunks-over-experts",
+                            f"cannot make {count} groups of {experts // self.ep} experts: there are {experts} experts"
+                            f" on {self.ep} ranks",
+                            split.span,
+                            help=f"use at most {experts // self.ep}",
+                        )
+                        return {}
+                found[node.name] = (split.axis, count)
+        return found
+
+    def _experts_of(self, node: Node) -> int:
+        dispatch = self.graph.types[node.outs[0]].shape[0].symbol[len("rows(") : -1]
+        experts = getattr(self.graph.node[dispatch].attrs, "experts", 0)
+        assert isinstance(experts, int)
+        return experts
+
+    def _use(self, use: Use) -> dict[str, Choice]:
+        found: dict[str, Choice] = {}
+        conditions = [self._condition(when) for when in use.whens]
+        for target in use.targets:
+            nodes = self._nodes(target)
+            matched = [n for n in nodes if any(name.name in impls_of(n.kind) for name in use.impls)]
+            known = {impl for node in nodes for impl in impls_of(node.kind)} - {"torch", "pinned"}
+            for name in use.impls:
+                if nodes and not any(name.name in impls_of(node.kind) for node in matched or nodes):
+                    self.faults.add(
+                        "unknown-implementation",
+                        f"`{name.name}` is no implementation of `{target.name}`",
+                        name.span,
+                        help=did_you_mean(name.name, known),
+                    )
+            if None in conditions:
+                continue
+            cases = tuple((n.name, c) for n, c in zip(use.impls, conditions, strict=False) if c)
+            for node in matched:
+                found[node.name] = Choice(use.impls[-1].name, cases)
+        return found
+
+    def _condition(self, when: When) -> Condition | None:
+        metric, op = when.metric, when.op
+        if metric not in set(Metric):
+            self.faults.add(
+                "unknown-metric",
+                f"`{metric}` is nothing that a choice can look at",
+                when.span,
+                help=did_you_mean(metric, Metric),
+            )
+            return None
+        if metric == Metric.DEVICE:
+            if not isinstance(when.value, Name) or when.value.name not in ("cuda", "cpu") or op not in ("==", "!="):
+                self.faults.add("bad-condition", "`device` is compared with == to `cuda` or `cpu`", when.span)
+                return None
+            return Condition(Metric.DEVICE, op, when.value.name)
+        value = self.numbers.whole(when.value, "the threshold", least=0)
+        return None if value is None else Condition(Metric(metric), op, value)
+
+    def _reserve(self, reserve: Reserve) -> Partition | None:
+        sms = self.numbers.whole(reserve.sms, "the number of SMs")
+        nodes: list[str] = []
+        for target in reserve.targets:
+            if self._nodes(target) and not self._transfers(target):
+                self.faults.add(
+                    "reserve",
+                    f"`{target.name}` transfers nothing: SMs are reserved for transfers",
+                    target.span,
+                    help="GEMMs get the SMs that are left",
+                )
+            nodes += [node.name for node in self._transfers(target)]
+        return Partition(sms, tuple(nodes), reserve.span) if sms is not None and nodes else None
+
+
+def _weight(node: Node) -> str:
+    """The weight's name as the layer's text says it, for a gemm that is not inside an `mlp`; else the origin."""
+    if not node.kind.endswith("gemm"):
+        return node.origin
+    *before, weight = node.params[0].split(".")
+    return node.origin if before and before[-1] == node.origin else weight
+
+
+def axes_of(graph: Graph, node: Node) -> frozenset[Axis]:
+    """The axes along which this op can be cut: those of its kind that its result has."""
+    rows = graph.types[node.outs[0]].shape[0]
+    at_home = not rows.symbol.startswith("rows(") and node.kind != "all2all"
+    without = {Axis.EXPERT_GROUP, Axis.PEER} if at_home else set()
+    return KINDS[node.kind].axes - without
+
+
+def is_dispatch(node: Node) -> bool:
+    """Whether this is an all2all that takes rows to their experts."""
+    return (
+        node.kind == "all2all"
+        and isinstance(node.attrs, TransferAttrs)
+        and (node.attrs.direction is Direction.DISPATCH)
+    )
+
+
+def is_row_op(node: Node) -> bool:
+    """Whether its result is rows of numbers, which need a buffer, and not an index or a count."""
+    return node.info.role in (Role.MEMORY, Role.COMPUTE) or node.kind == "all2all"
