@@ -17,8 +17,8 @@ from epsc.proof.structure import check_structure
 def prove(schedule: Schedule, others: Sequence[Schedule] = ()) -> list[Diagnostic]:
     """Raise EpsError with everything that is wrong; else the warnings.
 
-    `others` are what ranks 1, 2, ... run where that differs from `schedule`, which rank 0 runs; without them all
-    ranks run `schedule`. Later checks lean on earlier ones: a schedule that is not one of its graph is not asked about races.
+    `others` are what ranks 1, 2, ... run where that differs from what rank 0 runs, `schedule`; without them all ranks
+    run the same. Later checks lean on earlier ones: one that is not of its graph is not asked about races.
     """
     faults = Faults()
     schedule.graph.verify()

@@ -1,0 +1,373 @@
+"""The command line. Everything here parses arguments, calls the driver and prints; nothing here decides.
+
+Exit codes: 0 done; 1 the input is wrong (one message for each fault); 2 the command line is wrong; 3 a program that was
+started failed or its check did; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from epsc import driver
+from epsc.ir.errors import Diagnostic, EpsError
+from epsc.ir.graph import Graph
+from epsc.ir.schedule import Schedule
+from epsc.ir.source import Source
+from epsc.passes.numbers import parse_defines
+from epsc.passes.pipeline import GRAPH_PASSES, PIPELINE, configured
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_INPUT = 1
+EXIT_PROGRAM = 3
+
+EPILOG = """Exit codes: 0 done; 1 the input is wrong; 2 the command line is wrong; 3 a program that was started failed
+its check or broke; 130 interrupted."""
+
+
+def main() -> None:
+    """Entry point of the `epsc` command."""
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    except EpsError as error:
+        report(error.diagnostics)
+        sys.exit(EXIT_INPUT)
+    except BrokenPipeError:
+        # `epsc inspect ... | head`: not a fault. Keep Python from complaining when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def report(diagnostics: tuple[Diagnostic, ...]) -> None:
+    """Print diagnostics to stderr, in colour on a terminal, with a count when there are several."""
+    for diagnostic in diagnostics:
+        text = str(diagnostic)
+        if sys.stderr.isatty():
+            colour = "red" if diagnostic.severity == "error" else "yellow"
+            text = text.replace(
+                f"{diagnostic.severity}:", click.style(f"{diagnostic.severity}:", fg=colour, bold=True), 1
+            )
+        click.echo(text, err=True)
+    errors = sum(d.severity == "error" for d in diagnostics)
+    if errors > 1:
+        click.echo(f"{errors} errors", err=True)
+
+
+# --- options that several commands share ------------------------------------------------------------------------------
+
+
+def _file(function: F) -> F:
+    return click.argument("file", type=click.Path(path_type=Path))(function)
+
+
+def _compile_options(function: F) -> F:
+    """Everything that changes what is compiled."""
+    for option in reversed(
+        (
+            click.option(
+                "-D",
+                "--define",
+                "defines",
+                multiple=True,
+                metavar="NAME=NUMBER",
+                help="Replace a `let`, a cluster setting (ep, device) or the load (tokens). Repeatable.",
+            ),
+            click.option("--preset", metavar="NAME", help="Apply a preset of the file: several -D at once."),
+            click.option("--layer", metavar="NAME", help="The layer to compile; the last of the file by default."),
+            click.option("--cluster", metavar="NAME", help="The cluster to compile for; the file's first by default."),
+            click.option(
+                "-p",
+                "--passes",
+                "pipeline",
+                metavar='"PASS{option=value},..."',
+                default="",
+                help="Set options of passes; `epsc passes` lists them.",
+            ),
+            click.option("--print-after", metavar="PASS", help="Print the IR after a pass, or after every one: all."),
+            click.option("--time", "timed", is_flag=True, help="Print the time of each pass."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _schedule_option(function: F) -> F:
+    return click.option("-s", "--schedule", metavar="NAME", help="The schedule to use; the file's first by default.")(
+        function
+    )
+
+
+def _options(given: dict[str, Any], extra_defines: tuple[str, ...] = ()) -> driver.Options:
+    names = [each.name for each in PIPELINE]
+    wanted = given["print_after"]
+    if wanted is not None and wanted not in (*names, "all"):
+        raise click.UsageError(f"--print-after takes one of {', '.join(names)} or all, not {wanted}")
+
+    def watch(name: str, made: Graph | Schedule, seconds: float) -> None:
+        if given["timed"]:
+            click.echo(f"{name:<14}{seconds * 1e3:8.2f} ms", err=True)
+        if wanted in (name, "all"):
+            click.echo(f"# after {name}\n{made}\n")
+
+    defines = parse_defines(given["defines"]) | parse_defines(extra_defines)
+    return driver.Options(
+        defines, given["preset"], given["layer"], given["cluster"], configured(given["pipeline"]), watch
+    )
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(driver.VERSION, prog_name="epsc")
+def cli() -> None:
+    """Compile Mixture-of-Experts layers into readable, proven, multi-stream programs.
+
+    A .eps file says what a layer is, where it runs and how; epsc proves the schedule and writes one Python file that
+    torchrun starts. Begin with `epsc demo`, or `epsc check examples/deepseek_v2.eps`.
+    """
+
+
+@cli.command()
+@_file
+@_compile_options
+@_schedule_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="The folder (or .py file) to write to; the current folder by default.",
+)
+@click.option("--plan", "plan_too", is_flag=True, help="Write the plan beside the program, as JSON.")
+def compile(file: Path, schedule: str | None, output: Path, plan_too: bool, **given: Any) -> None:
+    """Write the program of one schedule.
+
+    Nothing is written unless the plan is proven and the program is whole.
+    """
+    layer = driver.understand(driver.read(file), _options(given))
+    plan = driver.plan(layer, schedule)
+    report((*layer.warnings, *plan.warnings))
+    program = driver.write(plan)
+    path = output if output.suffix == ".py" else output / f"{layer.graph.name}_{plan.schedule.name}.py"
+    _save(path, program.text)
+    click.echo(f"wrote {path} ({len(program.text.splitlines())} lines, {len(plan.schedule.steps)} steps)")
+    click.echo(f"run it: torchrun --nproc-per-node {plan.schedule.ep} {path} --check --bench")
+    if plan_too:
+        from epsc.render.plan import plan_json  # noqa: PLC0415 - only here
+
+        _save(path.with_suffix(".json"), plan_json(plan.schedule))
+        click.echo(f"wrote {path.with_suffix('.json')}")
+
+
+def _save(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise EpsError(Diagnostic("no-file", f"cannot write {path}: {error.strerror}")) from None
+
+
+@cli.command()
+@_file
+@_compile_options
+@click.option("--json", "as_json", is_flag=True, help="Print diagnostics as JSON.")
+def check(file: Path, as_json: bool, **given: Any) -> None:
+    """Prove every schedule of a file: shapes, races, deadlock, SMs, buffers."""
+    try:
+        layer, plans = driver.check(driver.read(file), _options(given))
+    except EpsError as error:
+        if not as_json:
+            raise
+        click.echo(json.dumps([_diagnostic(d) for d in error.diagnostics], indent=2))
+        sys.exit(EXIT_INPUT)
+    warnings = tuple(dict.fromkeys((*layer.warnings, *(w for plan in plans for w in plan.warnings))))
+    if as_json:
+        click.echo(json.dumps([_diagnostic(d) for d in warnings], indent=2))
+        return
+    report(warnings)
+    for plan in plans:
+        s = plan.schedule
+        waits = sum(len(step.waits) for step in s.steps)
+        click.echo(
+            f"{file}: `{s.name}` is proven on {s.ep} ranks: {len(s.steps)} steps on {len(s.lanes)} lanes, {waits} waits,"
+            f" {len(s.buffers)} buffers in {len(s.storages)} storages"
+        )
+
+
+def _diagnostic(d: Diagnostic) -> dict[str, Any]:
+    found: dict[str, Any] = {"code": d.code, "severity": str(d.severity), "message": d.message}
+    if d.span:
+        found |= {"file": d.span.source.name, "line": d.span.line, "column": d.span.column}
+    if d.help:
+        found["help"] = d.help
+    if d.notes:
+        found["notes"] = [
+            {"message": n.message, **({"line": n.span.line, "column": n.span.column} if n.span else {})}
+            for n in d.notes
+        ]
+    return found
+
+
+@cli.command()
+@click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--check", "only_check", is_flag=True, help="Write nothing; exit with 1 if a file would change.")
+def fmt(files: tuple[Path, ...], only_check: bool) -> None:
+    """Format .eps files in place; `-` reads standard input and prints."""
+    from epsc.grammar import format_spec, parse  # noqa: PLC0415 - other commands do not format
+
+    changed = []
+    for file in files:
+        if str(file) == "-":
+            click.echo(format_spec(parse(Source("<stdin>", sys.stdin.read()))), nl=False)
+            continue
+        source = driver.read(file)
+        text = format_spec(parse(source))
+        if text != source.text:
+            changed.append(file)
+            if not only_check:
+                _save(file, text)
+    for file in changed:
+        click.echo(f"{'would reformat' if only_check else 'reformatted'} {file}")
+    if only_check and changed:
+        sys.exit(EXIT_INPUT)
+
+
+@cli.command()
+@_file
+@_compile_options
+@_schedule_option
+@click.option("--graph", "show_graph", is_flag=True, help="The dataflow graph only.")
+@click.option("--steps", "show_steps", is_flag=True, help="The table of steps only.")
+@click.option("--gantt", "show_gantt", is_flag=True, help="The predicted timeline only.")
+@click.option("--plan", "show_plan", is_flag=True, help="The Schedule as text that parses back.")
+@click.option("--json", "as_json", is_flag=True, help="The Schedule as a JSON plan.")
+@click.option("--dot", "as_dot", is_flag=True, help="The schedule as a Graphviz graph; with --graph, the dataflow.")
+@click.option("--width", type=click.IntRange(40, 1000), help="Columns of the timeline; the terminal's by default.")
+def inspect(file: Path, schedule: str | None, width: int | None, **given: Any) -> None:
+    """Show the graph, the schedule as a table, and its predicted timeline with lanes as rows."""
+    from epsc.machine.simulate import simulate  # noqa: PLC0415 - pictures are not needed to compile
+    from epsc.render.dot import graph_dot, schedule_dot  # noqa: PLC0415
+    from epsc.render.gantt import gantt  # noqa: PLC0415
+    from epsc.render.plan import plan_json  # noqa: PLC0415
+    from epsc.render.table import graph_table, schedule_table  # noqa: PLC0415
+
+    layer = driver.understand(driver.read(file), _options(given))
+    plan = driver.plan(layer, schedule)
+    report((*layer.warnings, *plan.warnings))
+    if given["as_json"]:
+        click.echo(plan_json(plan.schedule), nl=False)
+    elif given["as_dot"]:
+        click.echo(graph_dot(layer.graph) if given["show_graph"] else schedule_dot(plan.schedule))
+    elif given["show_plan"]:
+        click.echo(str(plan.schedule))
+    else:
+        colour = sys.stdout.isatty()
+        columns = width or (shutil.get_terminal_size((100, 40)).columns if colour else 100)
+        timeline = simulate(plan.schedule, layer.cluster, layer.load[1])
+        sheets = {
+            "graph": lambda: graph_table(layer.graph),
+            "steps": lambda: schedule_table(plan.schedule, timeline),
+            "gantt": lambda: gantt(timeline, columns, colour),
+        }
+        wanted = [name for name in sheets if given[f"show_{name}"]] or list(sheets)
+        click.echo("\n\n".join(sheets[name]().rstrip() for name in wanted))
+
+
+@cli.command()
+def passes() -> None:
+    """List the passes in their order, with their options and defaults (for -p)."""
+    for each in PIPELINE:
+        if each == PIPELINE[0]:
+            click.echo("Spec -> Graph: build; then, on the Graph:")
+        if each == PIPELINE[len(GRAPH_PASSES)]:
+            click.echo("\nGraph -> Schedule, proven after each:")
+        click.echo(f"\n{click.style(each.name, bold=True)}")
+        for line in (type(each).__doc__ or "").strip().splitlines():
+            click.echo(f"  {line.removeprefix('    ')}" if line.strip() else "")
+        for f in fields(each):
+            default = "" if f.default is MISSING else f" (default {str(f.default).lower() or 'none'})"
+            click.echo(f"    option {f.name}: {f.type}{default}: {_field_doc(type(each), f.name)}")
+
+
+def _field_doc(cls: type, name: str) -> str:
+    """The string under a field, which Python drops: read from the source."""
+    import ast  # noqa: PLC0415 - only to list options
+    import inspect as python_inspect  # noqa: PLC0415
+    import textwrap  # noqa: PLC0415
+
+    (definition,) = ast.parse(textwrap.dedent(python_inspect.getsource(cls))).body
+    assert isinstance(definition, ast.ClassDef)
+    for field, after in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.target.id == name:
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                return " ".join(str(after.value.value).split())
+    return ""
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@_file
+@_compile_options
+@_schedule_option
+@click.option(
+    "--nproc", type=click.IntRange(1), help="Ranks; all GPUs of this machine by default, else up to 4 on CPU."
+)
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep the program in this folder.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(
+    file: Path, schedule: str | None, nproc: int | None, keep: Path | None, arguments: tuple[str, ...], **given: Any
+) -> None:
+    """Compile for this machine and start the program under torchrun.
+
+    ep is set to the number of ranks. ARGUMENTS go to the program: --check and --bench by default; others are
+    --tokens N, --dtype fp32, --trace FILE, --iters N (see `python PROGRAM --help`).
+    """
+    from epsc import launch  # noqa: PLC0415 - asks torch about GPUs
+
+    source = driver.read(file)
+    ranks = nproc or launch.default_ranks(lambda n: _fits(source, given, n))
+    layer = driver.understand(source, _options(given, (f"ep={ranks}",)))
+    plan = driver.plan(layer, schedule)
+    report((*layer.warnings, *plan.warnings))
+    code = launch.run(driver.write(plan), ranks, list(arguments) or ["--check", "--bench"], keep)
+    if code:
+        click.echo(f"the program failed (exit code {code})", err=True)
+        sys.exit(EXIT_PROGRAM)
+
+
+def _fits(source: Source, given: dict[str, Any], ranks: int) -> bool:
+    try:
+        driver.understand(source, _options({**given, "print_after": None, "timed": False}, (f"ep={ranks}",)))
+    except EpsError:
+        return False
+    return True
+
+
+@cli.command()
+@click.option("--nproc", type=click.IntRange(1), help="Ranks; all GPUs of this machine by default, else 4 on CPU.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep the programs in this folder.")
+def demo(nproc: int | None, keep: Path | None) -> None:
+    """The main job: DeepSeek-V2's MoE layer, compiled, run on what is there, compared with the reference."""
+    from epsc import demo as the_demo  # noqa: PLC0415 - starts programs
+
+    sys.exit(the_demo.main(nproc, keep))
+
+
+if __name__ == "__main__":
+    main()

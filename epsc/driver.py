@@ -1,0 +1,189 @@
+"""The compiler as a straight line: text -> Spec -> Graph -> Schedule -> Program. The CLI and the Python API call this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from epsc import __version__
+from epsc.grammar import parse_recovering
+from epsc.ir.errors import Diagnostic, EpsError, Faults, did_you_mean
+from epsc.ir.graph import Graph
+from epsc.ir.schedule import Schedule
+from epsc.ir.source import Source
+from epsc.ir.spec import ScheduleDecl, Spec
+from epsc.machine.cluster import Cluster
+from epsc.passes.auto import Candidate, search
+from epsc.passes.build import build
+from epsc.passes.numbers import Numbers, cluster_settings, load_of
+from epsc.passes.pipeline import PIPELINE, Pass, Watcher, decide, lower
+from epsc.passes.wishes import Context, resolve
+
+if TYPE_CHECKING:
+    from epsc.codegen import Program
+
+SERIAL = ScheduleDecl("serial")
+"""What a file without schedules gets."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a command line can ask of a compile."""
+
+    defines: dict[str, str] = field(default_factory=dict)
+    preset: str | None = None
+    layer: str | None = None
+    cluster: str | None = None
+    pipeline: tuple[Pass, ...] = PIPELINE
+    watch: Watcher | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that was read and understood: what its schedules are decided for."""
+
+    source: Source
+    spec: Spec
+    said: Graph
+    """As the file says it."""
+    graph: Graph
+    """Lowered: what schedules speak of."""
+    numbers: Numbers
+    cluster: Cluster
+    load: tuple[int, int]
+    """Tokens per rank, least and most."""
+    options: Options
+    warnings: tuple[Diagnostic, ...]
+
+    @property
+    def schedules(self) -> tuple[ScheduleDecl, ...]:
+        return self.spec.schedules or (SERIAL,)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A layer with a proven Schedule."""
+
+    layer: Layer
+    schedule: Schedule
+    warnings: tuple[Diagnostic, ...]
+    considered: tuple[Candidate, ...] = ()
+    """For `auto`: every candidate, with its predicted time."""
+
+
+def read(path: Path) -> Source:
+    """The text of a `.eps` file. Raises EpsError when it cannot be read."""
+    try:
+        return Source(str(path), path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise EpsError(Diagnostic("no-file", f"cannot read {path}: {error.strerror}")) from None
+    except UnicodeDecodeError as error:
+        raise EpsError(Diagnostic("not-text", f"{path} is not UTF-8 text (byte {error.start})")) from None
+
+
+def understand(source: Source, options: Options | None = None) -> Layer:
+    """Source text -> lowered Graph, with the machine it is for. Raises EpsError with everything that is wrong."""
+    options = options or Options()
+    spec, faults = parse_recovering(source)
+    numbers = Numbers(spec, faults, options.defines, options.preset)
+    cluster = _cluster(spec, numbers, options, faults)
+    said = build(spec, numbers, options.layer, cluster.mesh.ep if cluster else 1, faults)
+    load = load_of(spec, numbers)
+    if said is None or cluster is None or faults.errors:
+        # Schedules may be wrong as well: say so in the same run, where there is a layer to hold them against.
+        if said is not None and cluster is not None:
+            _resolve_all(spec, lower(said), numbers, cluster, faults)
+        faults.raise_if_any()
+        raise AssertionError("build failed and said nothing")
+    graph = lower(said, options.pipeline, options.watch)
+    _resolve_all(spec, graph, numbers, cluster, faults)
+    faults.raise_if_any()
+    return Layer(source, spec, said, graph, numbers, cluster, load, options, tuple(faults.warnings))
+
+
+def _resolve_all(spec: Spec, graph: Graph, numbers: Numbers, cluster: Cluster, faults: Faults) -> None:
+    for decl in spec.schedules:
+        resolve(decl, graph, numbers, cluster.mesh.ep, cluster.device.sms, faults)
+
+
+def _cluster(spec: Spec, numbers: Numbers, options: Options, faults: Faults) -> Cluster | None:
+    declared = {decl.name: decl for decl in spec.clusters}
+    if options.cluster is not None and options.cluster not in declared:
+        faults.add(
+            "unknown-name", f"the file has no cluster `{options.cluster}`", help=did_you_mean(options.cluster, declared)
+        )
+        return None
+    decl = declared[options.cluster] if options.cluster else next(iter(spec.clusters), None)
+    settings = cluster_settings(decl, numbers)
+    if faults.errors and not settings and decl:
+        return None
+    sizes = {key: value for key in ("ep", "tp", "dp", "nodes") if isinstance(value := settings.get(key), int)}
+    ranks = settings.get("ranks")
+    sizes.setdefault("ep", ranks if isinstance(ranks, int) else 1)
+    try:
+        cluster = Cluster.make(decl.name if decl else "local", str(settings.get("device", "h200")), **sizes)
+    except EpsError as error:
+        faults.diagnostics += [replace(d, span=d.span or (decl.span if decl else None)) for d in error.diagnostics]
+        return None
+    if isinstance(sms := settings.get("sms"), int):
+        cluster = replace(cluster, device=replace(cluster.device, sms=sms))
+    if cluster.mesh.tp > 1 or cluster.mesh.dp > 1:
+        faults.add("mesh", "no pass lowers tp or dp yet: set them to 1", decl.span if decl else None)
+    return cluster
+
+
+def plan(layer: Layer, schedule: str | None = None) -> Plan:
+    """Decide one schedule of the file (the first unless named) and prove it. Raises EpsError."""
+    named = {decl.name: decl for decl in layer.schedules}
+    if schedule is not None and schedule not in named:
+        known = {*named, "serial"}
+        if schedule != "serial":
+            raise EpsError(
+                Diagnostic(
+                    "unknown-schedule",
+                    f"{layer.source.name} has no schedule `{schedule}`",
+                    help=did_you_mean(schedule, known),
+                )
+            )
+        named["serial"] = SERIAL
+    decl = named[schedule] if schedule else layer.schedules[0]
+    cluster, options = layer.cluster, layer.options
+    if decl.auto:
+        best, asked = search(layer.graph, decl.name, layer.numbers, cluster, layer.load[1], options.pipeline)
+        chosen = replace(best.decision.schedule, name=decl.name)
+        return Plan(layer, chosen, best.decision.warnings, tuple(asked))
+    faults = Faults()
+    wishes = resolve(decl, layer.graph, layer.numbers, cluster.mesh.ep, cluster.device.sms, faults)
+    faults.raise_if_any()
+    context = Context(wishes, cluster.mesh.ep, cluster.device.sms)
+    decision = decide(layer.graph, context, options.pipeline, options.watch)
+    return Plan(layer, decision.schedule, decision.warnings)
+
+
+def check(source: Source, options: Options | None = None) -> tuple[Layer, list[Plan]]:
+    """Prove every schedule of a file. Raises EpsError with the faults of all of them."""
+    layer = understand(source, options)
+    plans: list[Plan] = []
+    found: list[Diagnostic] = []
+    for decl in layer.schedules:
+        try:
+            plans.append(plan(layer, decl.name))
+        except EpsError as error:
+            found += [d for d in error.diagnostics if d not in found]
+    if found:
+        raise EpsError(*found)
+    return layer, plans
+
+
+def write(made: Plan) -> Program:
+    """The program of a plan, whole and checked."""
+    from epsc.codegen import emit  # noqa: PLC0415 - Jinja is slow to load, and checking needs no program
+
+    layer = made.layer
+    program = emit(made.schedule, spec_text=layer.source.text, version=__version__, load=layer.load)
+    program.verify()
+    return program
+
+
+VERSION = __version__

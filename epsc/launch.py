@@ -1,0 +1,45 @@
+"""Start an emitted program on several ranks of this machine, as torchrun does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from epsc.codegen import Program
+
+CPU_RANKS = 4
+
+
+def gpus() -> int:
+    """CUDA devices that torch sees here."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def default_ranks(fits: Callable[[int], bool]) -> int:
+    """All GPUs, else 4 CPU ranks; the largest such number for which `fits` says that the layer can be compiled."""
+    most = gpus() or CPU_RANKS
+    return next((ranks for ranks in range(most, 0, -1) if fits(ranks)), most)
+
+
+def run(program: Program, ranks: int, arguments: list[str], keep: Path | None = None) -> int:
+    """Run `program` under torchrun on `ranks` ranks and wait; its output goes to ours. The exit code.
+
+    The program is written to the folder `keep`, or to one that is deleted afterwards.
+    """
+    with tempfile.TemporaryDirectory(prefix="epsc-") as scratch:
+        folder = keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{program.name}.py"
+        path.write_text(program.text, encoding="utf-8")
+        # Ranks share the cores, and a matrix product that takes all of them for each rank is slower for all.
+        threads = {} if gpus() else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+        # A free port of this machine, and no look-up of its name, which may lead outside.
+        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+        return subprocess.run([*command, str(path), *arguments], env={**os.environ, **threads}, check=False).returncode

@@ -1,0 +1,96 @@
+"""Sizes that only a run knows, as they are when routing is balanced: every expert is chosen equally often.
+
+Then a rank with T tokens and k choices each sends k*T rows and receives k*T rows, k*T/ep of them to and from each
+rank and k*T/experts for each expert.
+"""
+
+from __future__ import annotations
+
+from epsc.ir.attrs import ExpertGemmAttrs, RouteAttrs, RowsAttrs, TransferAttrs
+from epsc.ir.dims import Axis, Cut, Cuts, Dim, Tensor
+from epsc.ir.graph import Node
+from epsc.ir.impls import Metric
+from epsc.ir.schedule import Ref, Schedule, Step
+
+
+def elements(cut: Cut, n: int) -> int:
+    """How many of the n elements on its axis a cut holds (see `Cut`)."""
+    return (cut.index + 1) * n // cut.count - cut.index * n // cut.count
+
+
+def local_experts(schedule: Schedule, node: Node) -> int:
+    """Experts of the op's layer that live on one rank; 0 for an op that knows no experts."""
+    if isinstance(node.attrs, RouteAttrs | RowsAttrs | TransferAttrs | ExpertGemmAttrs):
+        return max(1, node.attrs.experts // schedule.ep)
+    return 0
+
+
+def share(cuts: Cuts, schedule: Schedule, node: Node, load: int) -> float:
+    """The share of the rows that the cuts leave. Columns and weight slots cut no rows."""
+    held, whole = 1, 1
+    for cut in cuts:
+        if cut.axis in (Axis.COLUMNS, Axis.SLOT):
+            continue
+        n = {
+            Axis.EXPERT_GROUP: local_experts(schedule, node),
+            Axis.PEER: schedule.ep,
+            Axis.TOKENS: load,
+        }.get(cut.axis, 0)
+        held *= elements(cut, n) if n else 1
+        whole *= n or cut.count
+    return held / whole
+
+
+def count(dim: Dim, schedule: Schedule, node: Node, load: int) -> float:
+    """A size of the op `node` when every rank has `load` tokens."""
+    if dim.known:
+        return dim.scale
+    whole = dim.scale * load
+    if dim.symbol.startswith(("rows(", "sends(")):
+        dispatch = schedule.graph.node[dim.symbol.partition("(")[2][:-1]]
+        if isinstance(dispatch.attrs, RowsAttrs | TransferAttrs | RouteAttrs):
+            whole *= dispatch.attrs.top_k
+        node = dispatch
+    return whole * share(dim.cuts, schedule, node, load)
+
+
+def region(ref: Ref, schedule: Schedule) -> Tensor:
+    """The type of what a step reads or writes."""
+    return schedule.graph.types[ref.value].cut(ref.cuts)
+
+
+def bytes_of(ref: Ref, schedule: Schedule, node: Node, load: int) -> float:
+    tensor = region(ref, schedule)
+    return tensor.dtype.bytes * count(tensor.numel, schedule, node, load)
+
+
+def row_count(step: Step, schedule: Schedule, load: int) -> float:
+    """Rows of what the step makes: its first dimension, unless that is a number such as the count of experts."""
+    if not step.writes:
+        return 0
+    first = region(step.writes[0], schedule).shape[0]
+    return 0 if first.known else count(first, schedule, schedule.node(step), load)
+
+
+def known_numbers(step: Step, schedule: Schedule, load: int, backend: str) -> dict[Metric, int | str]:
+    """What a `Choice` may look at, for one step on a `cuda` or `cpu` device."""
+    node = schedule.node(step)
+    rows = row_count(step, schedule, load)
+    mean = int(rows / (group_experts(step, schedule) or 1))
+    own = tuple(cut for cut in step.cuts if cut.axis in (Axis.TOKENS, Axis.BATCH))
+    return {
+        Metric.ROWS: int(rows),
+        Metric.MEAN_ROWS: mean,
+        Metric.MAX_ROWS: mean,
+        Metric.TOKENS: int(load * share(own, schedule, node, load)),
+        Metric.DEVICE: backend,
+    }
+
+
+def group_experts(step: Step, schedule: Schedule) -> int:
+    """Local experts that the step works for: those of its expert group; 0 for an op that knows no experts."""
+    experts = local_experts(schedule, schedule.node(step))
+    for cut in step.cuts:
+        if cut.axis is Axis.EXPERT_GROUP:
+            experts = elements(cut, experts)
+    return experts

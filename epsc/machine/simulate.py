@@ -1,0 +1,284 @@
+"""Simulate a Schedule: when each step runs on one rank, if every rank does the same at the same time.
+
+A step starts when all of these hold:
+
+1. the step before it on its lane is done;
+2. every step that it waits for is done, and its event has been seen (`Device.event_s`);
+3. the host has issued it. The host issues in the order of `steps`, takes `launch_s` per kernel, and stops at a step of
+   the host lane until that is done. A step ends no earlier than its last kernel was issued;
+4. what it takes is free:
+   - SMs: `sms` of them, or the whole chip if it is free to take what it likes (`sms` 0). So two such steps queue, as
+     measured: a transfer kernel beside a GEMM that wants every SM hides nothing. Steps that keep to their SMs run
+     together while the sum fits. Routing, counts and other small steps take none;
+   - the link: one transfer at a time. A dispatch and a combine use both directions of it, so two at once would share
+     it and end no earlier than one after the other;
+   - a copy engine, and a communicator (its collectives have one order).
+
+Nothing is preempted. Among steps that could start, the more urgent lane goes first, then the one that was ready first;
+one that does not fit keeps later ones from overtaking it, because the hardware's queue does the same.
+Memory bandwidth is not shared out: a GEMM and a gather beside each other run at full speed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from math import inf
+
+from epsc.ir.attrs import TransferAttrs
+from epsc.ir.dims import overlap
+from epsc.ir.errors import Diagnostic, EpsError
+from epsc.ir.impls import Bound, Impl, Resource
+from epsc.ir.kinds import Role
+from epsc.ir.schedule import HOST_LANE, Schedule, Stage, Step
+from epsc.machine.cluster import Cluster
+from epsc.machine.cost import Costs, cost
+from epsc.machine.timeline import Event, Timeline
+from epsc.machine.work import Work, picked, work
+
+_SMS, _COPY = "SMs", "copy engines"
+
+
+def simulate(schedule: Schedule, cluster: Cluster, load: int, costs: Costs = cost) -> Timeline:
+    """The timeline of one rank at `load` tokens per rank, routing balanced.
+
+    Raises EpsError if steps have no lanes yet, or if some can never start.
+    """
+    if schedule.stage < Stage.PLACED:
+        raise EpsError(
+            Diagnostic("not-placed", f"schedule `{schedule.name}` is only {schedule.stage.name.lower()}: no lanes")
+        )
+    return _Run(schedule, cluster, load, costs).timeline()
+
+
+def waits_of(schedule: Schedule) -> dict[str, tuple[str, ...]]:
+    """The steps that each step waits for: as said, or before Stage.SYNCED all that make what it reads."""
+    if schedule.stage >= Stage.SYNCED:
+        return {step.key: tuple(dict.fromkeys(wait.step for wait in step.waits)) for step in schedule.steps}
+    found: dict[str, tuple[str, ...]] = {}
+    makers: dict[str, list[tuple[str, Step]]] = {}
+    for step in schedule.steps:
+        for ref in step.writes:
+            makers.setdefault(ref.value, []).append((step.key, step))
+    for step in schedule.steps:
+        found[step.key] = tuple(
+            dict.fromkeys(
+                key
+                for ref in step.reads
+                for key, maker in makers.get(ref.value, ())
+                if key != step.key and any(w.value == ref.value and overlap(w.cuts, ref.cuts) for w in maker.writes)
+            )
+        )
+    return found
+
+
+@dataclass
+class _Job:
+    """A step on its way through the simulation."""
+
+    index: int
+    step: Step
+    role: Role
+    impl: Impl
+    work: Work
+    seconds: float
+    issue_s: float
+    takes: dict[str, int]
+    """Units of each resource that it holds while it runs."""
+    urgency: int
+    before: str
+    """The step before it on its lane."""
+    waits: tuple[str, ...]
+    issued: float = inf
+    """When the host has issued its first kernel."""
+    issue_end: float = inf
+    start: float = inf
+    end: float = inf
+    after: str = ""
+    waited_for: str = ""
+    host_after: str = ""
+    """The host-lane step that the host stopped at last before it issued this one."""
+
+
+@dataclass
+class _Run:
+    schedule: Schedule
+    cluster: Cluster
+    load: int
+    costs: Costs
+    jobs: dict[str, _Job] = field(default_factory=dict)
+    room: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        waits = waits_of(self.schedule)
+        urgency = {lane.name: lane.priority for lane in self.schedule.lanes}
+        last: dict[str, str] = {}
+        self.room = {_SMS: self.schedule.chip_sms, _COPY: max(1, self.cluster.device.copy_engines)}
+        for index, step in enumerate(self.schedule.steps):
+            impl = picked(self.schedule, step, self.load, self.cluster.device.backend)
+            amount = work(self.schedule, step, self.load, self.cluster.device.backend)
+            takes = self._takes(step, impl)
+            for name in takes:
+                self.room.setdefault(name, 1)
+            self.jobs[step.key] = _Job(
+                index,
+                step,
+                self.schedule.node(step).info.role,
+                impl,
+                amount,
+                self.costs(self.schedule, step, self.cluster, self.load),
+                amount.launches * self.cluster.device.launch_s,
+                takes,
+                urgency.get(step.lane, 0),
+                last.get(step.lane, ""),
+                waits[step.key],
+            )
+            last[step.lane] = step.key
+
+    def _takes(self, step: Step, impl: Impl) -> dict[str, int]:
+        role = self.schedule.node(step).info.role
+        takes: dict[str, int] = {}
+        if role in (Role.CONTROL, Role.HOST):
+            return takes
+        if role is Role.TRANSFER and step.comm:
+            takes[f"communicator {step.comm}"] = 1
+        if impl.cost.bound is Bound.LATENCY:
+            return takes
+        if Resource.SMS in impl.occupies:
+            takes[_SMS] = min(step.sms or self.schedule.chip_sms, self.schedule.chip_sms)
+        if Resource.COPY_ENGINE in impl.occupies:
+            takes[_COPY] = 1
+        if role is Role.TRANSFER:
+            takes["link"] = 1
+        return takes
+
+    def timeline(self) -> Timeline:
+        """Go from event to event: start what can start, then move on to the next end or the next readiness."""
+        lanes: dict[str, deque[_Job]] = {}
+        for job in self.jobs.values():
+            lanes.setdefault(job.step.lane, deque()).append(job)
+        host = self._host()
+        next(host)
+        now, running = 0.0, list[_Job]()
+        while heads := [queue[0] for queue in lanes.values() if queue]:
+            host.send(now)
+            running = [job for job in running if job.end > now]
+            started = list(self._start(now, heads, running))
+            for job in started:
+                lanes[job.step.lane].popleft()
+            if started:
+                running += started
+                continue  # the next step of a lane may start at once, if this one has no length
+            later = [job.end for job in running] + [t for t in map(self._ready, heads) if now < t < inf]
+            if not later:
+                raise EpsError(
+                    Diagnostic(
+                        "stuck-schedule",
+                        f"step `{heads[0].step.key}` of `{self.schedule.name}` can never start",
+                        help=f"it needs {self._missing(heads[0])}",
+                    )
+                )
+            now = min(later)
+        return self._result()
+
+    def _host(self) -> Generator[None, float, None]:
+        """The host: told the time, it issues as far ahead as it can, up to a step of its own that is not done."""
+        clock, stopped_by = 0.0, ""
+        now = yield
+        for job in self.jobs.values():
+            job.host_after = stopped_by
+            if job.step.lane == HOST_LANE:
+                job.issued = job.issue_end = clock
+                while job.end > now:
+                    now = yield
+                clock, stopped_by = job.end, job.step.key
+            else:
+                job.issued = clock + min(job.issue_s, self.cluster.device.launch_s)
+                clock = job.issue_end = clock + job.issue_s
+        while True:
+            yield
+
+    def _constraints(self, job: _Job) -> list[tuple[float, int, str, str]]:
+        """(time, rank, step, words) for each thing other than resources that holds the job; the last one binds."""
+        held = [(job.issued, 0, job.host_after, "the host to issue it")]
+        if job.before:
+            held.append((self.jobs[job.before].end, 1, job.before, f"{job.before} on its lane"))
+        for wait in job.waits:
+            if wait in self.jobs:
+                other = self.jobs[wait]
+                delay = self.cluster.device.event_s if other.step.lane != job.step.lane else 0.0
+                held.append((other.end + delay, 2, wait, f"{wait} to be done"))
+        return held
+
+    def _ready(self, job: _Job) -> float:
+        return max(time for time, *_ in self._constraints(job))
+
+    def _start(self, now: float, heads: list[_Job], running: list[_Job]) -> Iterator[_Job]:
+        """Start what is ready and fits; what does not fit keeps its resources from those behind it."""
+        busy = [job for job in running if job.takes]
+        closed: set[str] = set()
+        ready = [(job.urgency, self._ready(job), job.index, job) for job in heads]
+        for _, time, _, job in sorted((r for r in ready if r[1] <= now), key=lambda r: r[:3]):
+            blocked = [name for name in job.takes if name in closed or not self._fits(job, name, busy)]
+            if blocked:
+                closed.update(job.takes)
+                holders = [other for other in busy if blocked[0] in other.takes]
+                job.waited_for = f"{blocked[0]}" + (f", held by {holders[0].step.key}" if holders else "")
+                continue
+            job.start = now
+            # It cannot end before its last kernel was issued.
+            job.end = max(now + job.seconds, job.issue_end)
+            if time < now:
+                # Resources held it: whoever with one of them ended last lets it go.
+                freed = max(
+                    (o for o in self.jobs.values() if o.end <= now and o.takes.keys() & job.takes.keys()),
+                    key=lambda o: (o.end, o.index),
+                    default=None,
+                )
+                job.after = freed.step.key if freed else ""
+            else:
+                _, _, job.after, words = max(self._constraints(job), key=lambda held: held[:2])
+                job.waited_for = words if now > 0 else ""
+            busy.append(job)
+            yield job
+
+    def _fits(self, job: _Job, name: str, busy: list[_Job]) -> bool:
+        return sum(other.takes.get(name, 0) for other in busy) + job.takes[name] <= self.room[name]
+
+    def _missing(self, job: _Job) -> str:
+        blocked = [words for time, _, _, words in self._constraints(job) if time == inf]
+        blocked += [f"step {wait}, which is not there" for wait in job.waits if wait not in self.jobs]
+        return " and ".join(blocked)
+
+    def _result(self) -> Timeline:
+        events = []
+        for job in sorted(self.jobs.values(), key=lambda job: (job.start, job.index)):
+            node = self.schedule.node(job.step)
+            events.append(
+                Event(
+                    step=job.step.key,
+                    node=job.step.node,
+                    lane=job.step.lane,
+                    role=job.role,
+                    start=job.start,
+                    end=job.end,
+                    after=job.after,
+                    waited_for=job.waited_for,
+                    chunk=job.step.cuts[0].index if job.step.cuts else None,
+                    direction=node.attrs.direction if isinstance(node.attrs, TransferAttrs) else None,
+                    sms=job.step.sms,
+                    impl=job.impl.name,
+                    work=job.work,
+                )
+            )
+        named = [lane.name for lane in self.schedule.lanes]
+        used = dict.fromkeys([*named, *(step.lane for step in self.schedule.steps)])
+        present = {event.lane for event in events}
+        return Timeline(
+            self.schedule.name,
+            self.load,
+            tuple(lane for lane in used if lane in present),
+            tuple(events),
+            sum(job.issue_s for job in self.jobs.values() if job.step.lane != HOST_LANE),
+        )

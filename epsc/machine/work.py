@@ -1,0 +1,113 @@
+"""How much there is to do in a step: FLOP, bytes and launches, before any rate is known.
+
+Bytes of device memory are counted as if caches held nothing but what one op reads twice: inputs once, outputs once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from epsc.ir.dims import Axis
+from epsc.ir.impls import Impl, impls_of
+from epsc.ir.kinds import Role
+from epsc.ir.schedule import Schedule, Step
+from epsc.machine.balanced import (
+    bytes_of,
+    elements,
+    group_experts,
+    known_numbers,
+    region,
+    row_count,
+)
+
+_GATHERS = frozenset({"permute", "regroup", "ungroup", "unpermute"})
+_SUMS = frozenset({"unpermute_sum", "weighted_sum"})
+_CALL_GEMMS = 4
+"""A module that nobody looked into is taken for the four projections of an attention block."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one step does on one rank."""
+
+    flops: float = 0.0
+    hbm_bytes: float = 0.0
+    """Read plus written, weights included."""
+    weight_bytes: float = 0.0
+    """The part of `hbm_bytes` that are weights."""
+    link_bytes: float = 0.0
+    """Rows that leave for another rank; as many come in."""
+    launches: int = 0
+    rows: float = 0.0
+
+
+def picked(schedule: Schedule, step: Step, load: int, backend: str) -> Impl:
+    """The implementation that the step's choice takes at this load."""
+    return impls_of(schedule.node(step).kind)[step.impl.pick(known_numbers(step, schedule, load, backend))]
+
+
+def remote_share(schedule: Schedule, step: Step) -> float:
+    """The share of a transfer's rows that is for other ranks: (ep - 1) / ep, or what a cut by peer leaves of it."""
+    first, last = 0, schedule.ep
+    for cut in step.cuts:
+        if cut.axis is Axis.PEER:
+            first = cut.index * schedule.ep // cut.count
+            last = first + elements(cut, schedule.ep)
+    # Peer 0 is this rank itself.
+    return (last - max(first, 1)) / (last - first) if last > max(first, 1) else 0.0
+
+
+def work(schedule: Schedule, step: Step, load: int, backend: str = "cuda") -> Work:
+    """What `step` does when every rank has `load` tokens and routing is balanced."""
+    node = schedule.node(step)
+    impl = picked(schedule, step, load, backend)
+    rows = row_count(step, schedule, load)
+    reads = sum(bytes_of(ref, schedule, node, load) for ref in dict.fromkeys(step.reads))
+    writes = sum(bytes_of(ref, schedule, node, load) for ref in dict.fromkeys(step.writes))
+    weights = _weight_bytes(schedule, step)
+    launches = impl.cost.launches or max(1, group_experts(step, schedule))
+    flops, moved, link = 0.0, reads + writes + weights, 0.0
+    if node.kind in ("gemm", "expert_gemm", "route"):
+        flops = 2 * rows * _weight_elements_per_row(schedule, step)
+    if impl.cost.padding:
+        moved += 2 * (reads + writes)  # rows are copied to their padded place, and back
+    if node.kind == "call" and step.writes:
+        width = region(step.writes[0], schedule).shape[-1].scale
+        flops = 2 * rows * width * width * _CALL_GEMMS
+    if node.kind in _GATHERS:
+        moved = 2 * writes  # reads the rows it writes; a source that is cut or repeated says nothing
+    if node.kind in _SUMS:
+        moved = writes * (1 + getattr(node.attrs, "top_k", 1))
+    if node.info.role is Role.TRANSFER:
+        link = writes * remote_share(schedule, step)
+        moved = 2 * writes
+    return Work(flops, moved, weights, link, launches, rows)
+
+
+def _weight_bytes(schedule: Schedule, step: Step) -> float:
+    total = 0.0
+    for name in schedule.node(step).params:
+        param = schedule.graph.param[name]
+        size = float(param.type.dtype.bytes * prod(dim.scale for dim in param.type.shape))
+        if param.sharded:
+            size *= group_experts(step, schedule) / max(1, param.type.shape[0].scale)
+        total += size * _column_share(step)
+    return total
+
+
+def _weight_elements_per_row(schedule: Schedule, step: Step) -> float:
+    """Weights that one row meets: of a single expert, if they are sharded by expert."""
+    node = schedule.node(step)
+    matrices = [schedule.graph.param[name].type.shape for name in node.params]
+    wide = [prod(dim.scale for dim in shape[-2:]) for shape in matrices if len(shape) >= 2]
+    # A bias is [out] or, per expert, [experts, out]: the matrix is the first parameter.
+    return wide[0] * _column_share(step) if wide else 0.0
+
+
+def _column_share(step: Step) -> float:
+    share = 1.0
+    for cut in step.cuts:
+        if cut.axis is Axis.COLUMNS:
+            share /= cut.count
+    return share
