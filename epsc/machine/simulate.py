@@ -226,9 +226,6 @@ class _Run:
                 holders = [other for other in busy if blocked[0] in other.takes]
                 job.waited_for = f"{blocked[0]}" + (f", held by {holders[0].step.key}" if holders else "")
                 continue
-            job.start = now
-            # It cannot end before its last kernel was issued.
-            job.end = max(now + job.seconds, job.issue_end)
             if time < now:
                 # Resources held it: whoever with one of them ended last lets it go.
                 freed = max(
@@ -240,6 +237,9 @@ class _Run:
             else:
                 _, _, job.after, words = max(self._constraints(job), key=lambda held: held[:2])
                 job.waited_for = words if now > 0 else ""
+            job.start = now
+            # It cannot end before its last kernel was issued.
+            job.end = max(now + job.seconds, job.issue_end)
             busy.append(job)
             yield job
 
