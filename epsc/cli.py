@@ -202,12 +202,15 @@ def check(file: Path, as_json: bool, **given: Any) -> None:
         click.echo(json.dumps([_diagnostic(d) for d in warnings], indent=2))
         return
     report(warnings)
+    for decl in layer.schedules:
+        if decl.auto:
+            click.echo(f"{file}: `{decl.name}` = auto is chosen, and proven, when it is compiled")
     for plan in plans:
         s = plan.schedule
         waits = sum(len(step.waits) for step in s.steps)
         click.echo(
-            f"{file}: `{s.name}` is proven on {s.ep} ranks: {len(s.steps)} steps on {len(s.lanes)} lanes, {waits} waits,"
-            f" {len(s.buffers)} buffers in {len(s.storages)} storages"
+            f"{file}: `{s.name}` is proven on {s.ep} ranks: {len(s.steps)} steps on {len(s.lanes)} lanes,"
+            f" {waits} waits, {len(s.buffers)} buffers in {len(s.storages)} storages"
         )
 
 
@@ -315,9 +318,9 @@ def _field_doc(cls: type, name: str) -> str:
     (definition,) = ast.parse(textwrap.dedent(python_inspect.getsource(cls))).body
     assert isinstance(definition, ast.ClassDef)
     for field, after in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.target.id == name:
-            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                return " ".join(str(after.value.value).split())
+        is_field = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.target.id == name
+        if is_field and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            return " ".join(str(after.value.value).split())
     return ""
 
 

@@ -1,4 +1,4 @@
-"""The compiler as a straight line: text -> Spec -> Graph -> Schedule -> Program. The CLI and the Python API call this."""
+"""The compiler as a straight line: text -> Spec -> Graph -> Schedule -> Program. The command line calls this."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from epsc.ir.schedule import Schedule
 from epsc.ir.source import Source
 from epsc.ir.spec import ScheduleDecl, Spec
 from epsc.machine.cluster import Cluster
-from epsc.passes.auto import Candidate, search
 from epsc.passes.build import build
 from epsc.passes.numbers import Numbers, cluster_settings, load_of
 from epsc.passes.pipeline import PIPELINE, Pass, Watcher, decide, lower
@@ -22,6 +21,7 @@ from epsc.passes.wishes import Context, resolve
 
 if TYPE_CHECKING:
     from epsc.codegen import Program
+    from epsc.passes.auto import Candidate
 
 SERIAL = ScheduleDecl("serial")
 """What a file without schedules gets."""
@@ -150,7 +150,9 @@ def plan(layer: Layer, schedule: str | None = None) -> Plan:
     decl = named[schedule] if schedule else layer.schedules[0]
     cluster, options = layer.cluster, layer.options
     if decl.auto:
-        best, asked = search(layer.graph, decl.name, layer.numbers, cluster, layer.load[1], options.pipeline)
+        from epsc.passes.auto import search  # noqa: PLC0415 - the simulator is not needed to prove what is written down
+
+        best, asked = search(layer.graph, layer.numbers, cluster, layer.load[1], options.pipeline)
         chosen = replace(best.decision.schedule, name=decl.name)
         return Plan(layer, chosen, best.decision.warnings, tuple(asked))
     faults = Faults()
@@ -162,11 +164,16 @@ def plan(layer: Layer, schedule: str | None = None) -> Plan:
 
 
 def check(source: Source, options: Options | None = None) -> tuple[Layer, list[Plan]]:
-    """Prove every schedule of a file. Raises EpsError with the faults of all of them."""
+    """Prove every schedule of a file that says what it wants. Raises EpsError with the faults of all of them.
+
+    An `auto` schedule is searched for, and each candidate proven, when it is planned.
+    """
     layer = understand(source, options)
     plans: list[Plan] = []
     found: list[Diagnostic] = []
     for decl in layer.schedules:
+        if decl.auto:
+            continue
         try:
             plans.append(plan(layer, decl.name))
         except EpsError as error:

@@ -66,9 +66,9 @@ def candidates(graph: Graph, ep: int, device_sms: int) -> list[ScheduleDecl]:
 
 
 def search(
-    graph: Graph, name: str, numbers: Numbers, cluster: Cluster, load: int, pipeline: tuple[Pass, ...] = PIPELINE
+    graph: Graph, numbers: Numbers, cluster: Cluster, load: int, pipeline: tuple[Pass, ...] = PIPELINE
 ) -> tuple[Candidate, list[Candidate]]:
-    """The candidate predicted fastest at `load` tokens per rank, named `name`, and all that were considered."""
+    """The candidate predicted fastest at `load` tokens per rank, and all that were considered."""
     asked: list[Candidate] = []
     for decl in candidates(graph, cluster.mesh.ep, cluster.device.sms):
         faults = Faults()

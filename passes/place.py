@@ -22,7 +22,8 @@ class Place:
     or reserves SMs for, on lanes of their own (`dispatch`, `combine`; one `transfer` lane for two that share SMs);
     and what a `run .. on` names, where it says. Each lane that transfers has a communicator of its own name.
 
-    Where SMs are reserved, GEMMs are limited to the rest, so that the two do not queue for the chip.
+    Where SMs are reserved, GEMMs are limited to the rest, so that the two do not queue for the chip; GEMMs on several
+    lanes share that rest evenly, because they may meet.
     """
 
     name: ClassVar[str] = "place"
@@ -50,7 +51,8 @@ class Place:
                     lane_of |= {name: "side" for name in beside.these if graph.node[name].info.role is not Role.HOST}
             lane_of |= wishes.lanes
         sms_of = {name: partition.sms for partition in wishes.partitions for name in partition.nodes}
-        left = schedule.chip_sms - sum(partition.sms for partition in wishes.partitions)
+        gemm_lanes = {lane_of.get(n.name, COMPUTE_LANE) for n in graph.nodes if n.info.role is Role.COMPUTE}
+        left = (schedule.chip_sms - sum(partition.sms for partition in wishes.partitions)) // max(1, len(gemm_lanes))
 
         def placed(step: Step) -> Step:
             node = graph.node[step.node]

@@ -11,6 +11,7 @@ from epsc.ir.errors import Faults, Note, did_you_mean
 from epsc.ir.graph import Graph, Node
 from epsc.ir.impls import Choice, Condition, Metric, impls_of
 from epsc.ir.kinds import KINDS, Role
+from epsc.ir.schedule import HOST_LANE
 from epsc.ir.source import Span
 from epsc.ir.spec import (
     Before,
@@ -140,7 +141,15 @@ class _Resolver:
                     if set(these) & set(those):
                         self.faults.add("before-itself", "an op cannot run before itself", span)
                     befores.append((these, those))
-                case On(targets, lane):
+                case On(targets, lane, span):
+                    if lane == HOST_LANE:
+                        self.faults.add(
+                            "host-lane",
+                            f"nothing can be sent to `{HOST_LANE}`: that is the host itself",
+                            span,
+                            help="give the lane another name",
+                        )
+                        continue
                     for target in targets:
                         for node in self._transfers(target) or self._nodes(target):
                             lanes[node.name] = lane
@@ -155,6 +164,8 @@ class _Resolver:
                 help="leave SMs for the GEMMs that should run beside the transfers",
                 notes=[Note(f"{p.sms} SMs here", p.span) for p in partitions[:-1]],
             )
+        for partition in partitions:
+            self._check_partition(partition, lanes)
         return Wishes(
             self.decl.name, splits, spans, choices, tuple(partitions), tuple(besides), tuple(befores), lanes, overlap
         )
@@ -279,6 +290,19 @@ class _Resolver:
                 )
             nodes += [node.name for node in self._transfers(target)]
         return Partition(sms, tuple(nodes), reserve.span) if sms is not None and nodes else None
+
+    def _check_partition(self, partition: Partition, lanes: dict[str, str]) -> None:
+        """What shares SMs must take turns, and so be on one lane."""
+        found = dict.fromkeys(lanes.get(name, "") for name in partition.nodes)
+        if len(found) > 1:
+            origins = dict.fromkeys(self.graph.node[name].origin for name in partition.nodes)
+            self.faults.add(
+                "reserve",
+                f"{' and '.join(f'`{o}`' for o in origins)} share {partition.sms} SMs, so they take turns on one lane,"
+                " but a `run .. on` puts them on two",
+                partition.span,
+                help="run all of them on that lane, or write a `reserve` for each",
+            )
 
 
 def _weight(node: Node) -> str:

@@ -9,7 +9,9 @@ A step starts when all of these hold:
 4. what it takes is free:
    - SMs: `sms` of them, or the whole chip if it is free to take what it likes (`sms` 0). So two such steps queue, as
      measured: a transfer kernel beside a GEMM that wants every SM hides nothing. Steps that keep to their SMs run
-     together while the sum fits. Routing, counts and other small steps take none;
+     together while the sum fits. A gather or an activation that is free to take what it likes makes do with
+     `Device.memory_sms`: its blocks are short, and more SMs do not make it faster. Routing, counts and other small
+     steps take none;
    - the link: one transfer at a time. A dispatch and a combine use both directions of it, so two at once would share
      it and end no earlier than one after the other;
    - a copy engine, and a communicator (its collectives have one order).
@@ -146,7 +148,8 @@ class _Run:
         if impl.cost.bound is Bound.LATENCY:
             return takes
         if Resource.SMS in impl.occupies:
-            takes[_SMS] = min(step.sms or self.schedule.chip_sms, self.schedule.chip_sms)
+            free = self.cluster.device.memory_sms if role is Role.MEMORY else self.schedule.chip_sms
+            takes[_SMS] = min(step.sms or free, self.schedule.chip_sms)
         if Resource.COPY_ENGINE in impl.occupies:
             takes[_COPY] = 1
         if role is Role.TRANSFER:

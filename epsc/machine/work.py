@@ -36,6 +36,8 @@ class Work:
     """Read plus written, weights included."""
     weight_bytes: float = 0.0
     """The part of `hbm_bytes` that are weights."""
+    padding_bytes: float = 0.0
+    """The part of `hbm_bytes` that copies rows to padded places and back, in launches of their own."""
     link_bytes: float = 0.0
     """Rows that leave for another rank; as many come in."""
     launches: int = 0
@@ -67,11 +69,12 @@ def work(schedule: Schedule, step: Step, load: int, backend: str = "cuda") -> Wo
     writes = sum(bytes_of(ref, schedule, node, load) for ref in dict.fromkeys(step.writes))
     weights = _weight_bytes(schedule, step)
     launches = impl.cost.launches or max(1, group_experts(step, schedule))
-    flops, moved, link = 0.0, reads + writes + weights, 0.0
+    flops, moved, padding, link = 0.0, reads + writes + weights, 0.0, 0.0
     if node.kind in ("gemm", "expert_gemm", "route"):
         flops = 2 * rows * _weight_elements_per_row(schedule, step)
     if impl.cost.padding:
-        moved += 2 * (reads + writes)  # rows are copied to their padded place, and back
+        padding = 2 * (reads + writes)
+        moved += padding
     if node.kind == "call" and step.writes:
         width = region(step.writes[0], schedule).shape[-1].scale
         flops = 2 * rows * width * width * _CALL_GEMMS
@@ -82,7 +85,7 @@ def work(schedule: Schedule, step: Step, load: int, backend: str = "cuda") -> Wo
     if node.info.role is Role.TRANSFER:
         link = writes * remote_share(schedule, step)
         moved = 2 * writes
-    return Work(flops, moved, weights, link, launches, rows)
+    return Work(flops, moved, weights, padding, link, launches, rows)
 
 
 def _weight_bytes(schedule: Schedule, step: Step) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from epsc.ir.attrs import Direction
 from epsc.ir.kinds import Role
 from epsc.machine.timeline import Event, Interval, Timeline, length
+from epsc.render.amounts import duration
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _LEAST = 30
@@ -48,14 +49,6 @@ def gantt(timeline: Timeline, width: int = 100, color: bool = False) -> str:
     lines += [" " * (margin + 1) + line for line in _axis(timeline.total, columns, color)]
     lines += _wrap(_legend(timeline, color), width, color)
     return "\n".join(line.rstrip() for line in lines)
-
-
-def duration(seconds: float) -> str:
-    """`3.42 ms`, `65 us`: three digits that count."""
-    for unit, name in ((1.0, "s"), (1e-3, "ms")):
-        if seconds >= unit:
-            return f"{seconds / unit:.3g} {name}"
-    return f"{seconds * 1e6:.3g} us"
 
 
 def _headline(timeline: Timeline) -> str:

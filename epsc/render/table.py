@@ -9,7 +9,7 @@ from epsc.ir.schedule import Schedule, Step
 from epsc.ir.text import attrs_text
 from epsc.machine.balanced import region
 from epsc.machine.timeline import Timeline
-from epsc.render.gantt import duration
+from epsc.render.amounts import amount, duration
 
 _NUMBERS = frozenset({"#", "SMs", "rows", "moved", "FLOP", "starts", "takes"})
 """Columns that are aligned to the right."""
@@ -69,9 +69,9 @@ def _predicted(step: Step, timeline: Timeline) -> tuple[str, ...]:
     moved = event.work.link_bytes or event.work.hbm_bytes
     return (
         f"{event.work.rows:.0f}" if event.work.rows else "-",
-        _scaled(moved, "B"),
-        _scaled(event.work.flops, ""),
-        duration(event.start) if event.start else "0",
+        amount(moved, "B"),
+        amount(event.work.flops),
+        duration(event.start),
         duration(event.seconds),
     )
 
@@ -91,16 +91,6 @@ def _waits(step: Step) -> str:
         )
         or "-"
     )
-
-
-def _scaled(amount: float, unit: str) -> str:
-    """`287 MB`, `309 G`: three digits that count."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if amount >= size:
-            # Not `.3g`, which turns 1000 into 1e+03.
-            value = amount / size
-            return f"{value:.{max(0, 2 - (value >= 10) - (value >= 100))}f} {letter}{unit}"
-    return f"{amount:.0f} {unit}".strip() if amount else "-"
 
 
 def aligned(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
