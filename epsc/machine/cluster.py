@@ -65,7 +65,7 @@ _HBM_SHARE = 4.3 / 4.8
 
 # Measured on two H200 over NVLink with torch 2.11 and NCCL 2.28: the products and copies of `_MM_SHARE` and
 # `_HBM_SHARE`; an all2all of 8, 64 and 256 MB per rank at 53, 173 and 252 GB/s, which a floor of 65 us and 0.65 of
-# the line rate explain; copy engines at 380 GB/s; a loop of `mm` over expert slices at 20 us each, which is also what
+# the line rate explain; copy engines at 380 GB/s; a loop of `mm` over expert slices at 22 us each, which is also what
 # the 0.6 to 1.0 ms that a CUDA graph takes off a layer of 30 to 50 launches comes to; about 24 us for a round trip to
 # the host. Line rate: 18 NVLink 4 links of 25 GB/s. Between nodes: one 400 Gb/s adapter per GPU (HGX).
 # SMs that saturate: NCCL about 16 (EPS-MoE: an all2all needs 10 to 20, an activation 40 to 60, and more do not help).
@@ -81,7 +81,7 @@ _H200 = Device(
     copy_bytes_per_s=380e9,
     host_bytes_per_s=64e9,
     copy_engines=3,
-    launch_s=20e-6,
+    launch_s=22e-6,
     kernel_s=3e-6,
     event_s=2e-6,
     transfer_floor_s=65e-6,

@@ -95,6 +95,12 @@ def test_transfers_on_the_cpu_take_no_compute() -> None:
     assert timeline.exposed_transfer == 0
 
 
+def test_a_gather_runs_beside_a_transfer_without_being_limited() -> None:
+    # The gather (50 SMs are all it can use) fits beside the transfer's 16, a GEMM without a limit would not.
+    timeline = run(Toy("t", "all2all", "comm", 3, 16), Toy("gather", "add", "comp", 2), Toy("g", "gemm", "comp", 1))
+    assert spans(timeline) == {"t": (0, 3), "gather": (0, 2), "g": (3, 4)}
+
+
 def test_an_urgent_lane_goes_first() -> None:
     # Both are ready at 0 and want the whole chip; the transfer lane has priority although g was issued first.
     steps = Toy("g", "gemm", "comp", 4), Toy("t", "all2all", "comm", 3)

@@ -5,12 +5,14 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epsc.ir.kinds import Role
+from epsc.ir.kinds import KINDS, Role
 from epsc.machine.timeline import length, union
 from tests.machine.toys import Toy, run
 
 SECONDS = st.integers(0, 50).map(lambda n: n / 8)
 SLACK = 1e-9
+SMS = {Role.COMPUTE: 132, Role.TRANSFER: 132, Role.MEMORY: 50}
+"""SMs that a step takes when nothing limits it."""
 
 
 @st.composite
@@ -43,7 +45,7 @@ def test_timelines_obey_order_and_resources(steps: list[Toy], launch_s: float, e
     # No moment at which more SMs are taken than there are, or two transfers share the link.
     for moment in [event.start for event in timeline.events]:
         now = [event for event in timeline.events if event.start <= moment < event.end and event.role is not Role.HOST]
-        assert sum(event.sms or 132 for event in now) <= 132
+        assert sum(event.sms or SMS[event.role] for event in now) <= 132
         assert sum(event.role is Role.TRANSFER for event in now) <= 1
 
 
@@ -56,7 +58,7 @@ def test_makespan_is_bounded(steps: list[Toy], launch_s: float, event_s: float) 
         assert total >= sum(step.seconds for step in steps if step.lane == lane)
     assert total >= sum(step.seconds for step in steps if step.kind == "all2all")
     device = [step for step in steps if step.kind != "sizes"]
-    assert total >= sum(step.seconds * (step.sms or 132) for step in device) / 132
+    assert total >= sum(step.seconds * (step.sms or SMS[KINDS[step.kind].role]) for step in device) / 132
     # Nothing is slower than one step after the other, each with its launch and its event.
     assert timeline.total <= sum(step.seconds + launch_s + event_s for step in steps) + SLACK
     assert 0 <= timeline.exposed_transfer <= length(timeline.transfers) + SLACK
