@@ -131,9 +131,9 @@ def _axis(total: float, columns: int, color: bool) -> list[str]:
     """Ticks at round times: a ruler, and the numbers under it."""
     if not total:
         return []
-    unit, name = (1e-3, "ms") if total >= 1e-3 else (1e-6, "us")
+    unit, name = next(((u, n) for u, n in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")) if total >= u), (1e-9, "ns"))
     span = total / unit
-    step = next(s * 10.0**p for p in range(-3, 7) for s in (1, 2, 5) if span / (s * 10.0**p) <= columns / 9)
+    step = next(s * 10.0**p for p in range(-3, 12) for s in (1, 2, 5) if span / (s * 10.0**p) <= columns / 9)
     ruler, numbers = ["─" if color else "-"] * columns, [" "] * (columns + 8)
     k = 0
     while k * step < span:

@@ -41,7 +41,7 @@ def plan_parse(text: str, name: str = "<plan>") -> Schedule:
         raise EpsError(Diagnostic("bad-plan", f"this is no JSON: {error.msg}", span)) from None
     if not isinstance(data, dict) or "format" not in data:
         raise _bad(name, "a plan is an object with a `format` and a `schedule`")
-    if data["format"] != FORMAT:
+    if type(data["format"]) is not int or data["format"] != FORMAT:
         raise _bad(name, f"the plan has format {data['format']!r}, and only {FORMAT} is known", "write it again")
     schedule = _typed(Schedule, data.get("schedule"), f"{name}: schedule")
     assert isinstance(schedule, Schedule)
@@ -89,10 +89,10 @@ def _typed(kind: Any, value: Any, path: str) -> Any:
     if origin is dict:
         return {key: _typed(args[1], item, f"{path}.{key}") for key, item in _expect(dict, value, path).items()}
     if issubclass(kind, Enum):
-        try:
-            return kind(value)
-        except ValueError:
-            raise _bad(path, f"{value!r} should be one of {', '.join(repr(m.value) for m in kind)}") from None
+        for member in kind:
+            if type(value) is type(member.value) and value == member.value:
+                return member
+        raise _bad(path, f"{value!r:.60} should be one of {', '.join(repr(member.value) for member in kind)}")
     if is_dataclass(kind):
         return _object(kind, _expect(dict, value, path), path)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -111,9 +111,10 @@ def _object(kind: Any, value: dict[str, Any], path: str) -> Any:
             raise _bad(path, f"lacks the field `{key}`")
     if kind is Node:
         # The kind of an op says which attributes it has.
-        if value["kind"] not in KINDS:
-            raise _bad(f"{path}.kind", f"`{value['kind']}` is no kind of op", did_you_mean(str(value["kind"]), KINDS))
-        hints["attrs"] = KINDS[value["kind"]].attrs
+        name = _expect(str, value["kind"], f"{path}.kind")
+        if name not in KINDS:
+            raise _bad(f"{path}.kind", f"`{name}` is no kind of op", did_you_mean(name, KINDS))
+        hints["attrs"] = KINDS[name].attrs
     typed = {key: _typed(hints[key], item, f"{path}.{key}") for key, item in value.items()}
     try:
         return kind(**typed)
