@@ -1,0 +1,69 @@
+"""Constructor: what a module makes once: lanes, communicators, layouts, and the modules that it is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from epsc.codegen.lines import Arg, Listing, call
+from epsc.codegen.names import string
+from epsc.codegen.ops import Scope
+from epsc.codegen.regions import Regions, refuse
+from epsc.ir.attrs import CallAttrs
+from epsc.ir.dims import Axis
+from epsc.ir.graph import Graph
+from epsc.ir.kinds import Role
+from epsc.ir.schedule import Schedule
+
+
+def constructor(schedule: Schedule, regions: Regions, scope: Scope, cls: str) -> dict[str, Any]:
+    """Lines for `__init__` (indented by 8), and for `main`, which calls it."""
+    given = given_modules(schedule.graph)
+    return {
+        "init_parameters": ["given: Mapping[str, Callable[..., Tensor]] | None = None,"] if given else [],
+        "init_lanes": [*_lanes(schedule, scope), *_comms(schedule)],
+        "init_layouts": [line for dispatch in scope.layouts for line in _layout(regions, scope, dispatch)],
+        "make_layer": call(
+            f"layer = {cls}", ["device=device", "dtype=dtype", "timeout=timeout", *_stand_ins(given)], "", 8
+        ),
+    }
+
+
+def given_modules(graph: Graph) -> list[str]:
+    """The modules that epsc does not look into, by name."""
+    return list(dict.fromkeys(node.attrs.module for node in graph.nodes if isinstance(node.attrs, CallAttrs)))
+
+
+def _lanes(schedule: Schedule, scope: Scope) -> list[str]:
+    lines = []
+    for lane in schedule.lanes:
+        args: list[Arg] = [string(lane.name), "self.run"]
+        if lane.name != "compute" and lane.role is not Role.HOST:
+            args.append(f"priority={lane.priority}")
+        cls = "Host" if lane.role is Role.HOST else "Lane"
+        lines += call(f"self.{scope.lanes[lane.name]} = {cls}", args, "", 8)
+    return lines
+
+
+def _comms(schedule: Schedule) -> list[str]:
+    sms: dict[str, int] = {}
+    for step in schedule.steps:
+        if step.comm:
+            sms[step.comm] = max(sms.get(step.comm, 0), step.sms)
+    items = tuple(f"{string(name)}: {count}" for name, count in sms.items())
+    return call("self.transport = Transport", ["self.run", "group", Listing("", items, "{}"), "timeout"], "", 8)
+
+
+def _layout(regions: Regions, scope: Scope, dispatch: str) -> list[str]:
+    layout = regions.layout(dispatch)
+    local = regions.experts(dispatch) // regions.schedule.ep
+    cuts = sorted(regions.cuts.get(dispatch, set()) | {layout.count})
+    if layout.axis is Axis.TOKENS and cuts != [layout.count]:
+        raise refuse(f"rows of `{dispatch}` lie in {layout.count} pieces of the tokens, but an op cuts them otherwise")
+    cls = "ByToken" if layout.axis is Axis.TOKENS else "ByExpert"
+    args = [str(local), str(layout.count), str(tuple(cuts)), "self.device"]
+    return call(f"self.{scope.layouts[dispatch]} = {cls}", args, "", 8)
+
+
+def _stand_ins(names: list[str]) -> list[str]:
+    """Modules to try the program with, where it needs some."""
+    return ["given=dict.fromkeys(GIVEN, stand_in)"] if names else []

@@ -1,0 +1,181 @@
+"""Context: everything that the templates fill in, as strings and lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from epsc.codegen.constructor import constructor, given_modules
+from epsc.codegen.functions import Function, activation_function, route_function
+from epsc.codegen.gemms import Gemms
+from epsc.codegen.head import docstring, input_lines, shape_text, weight_lines
+from epsc.codegen.lines import Arg, Listing, call
+from epsc.codegen.memory import TORCH_DTYPES, Memory, base_dtype
+from epsc.codegen.names import Names, checked_dotted, checked_version, class_name, comment_lines, identifier, string
+from epsc.codegen.ops import Ops, Scope
+from epsc.codegen.reference import Reference
+from epsc.codegen.regions import Regions
+from epsc.codegen.reserved import FILE, FORWARD, MODULE, REFERENCE
+from epsc.codegen.steps import Steps
+from epsc.ir.attrs import ActAttrs, CallAttrs, RouteAttrs
+from epsc.ir.dims import Axis
+from epsc.ir.graph import Graph
+from epsc.ir.schedule import Schedule
+
+
+def context(schedule: Schedule, spec_text: str, version: str, load: tuple[int, int]) -> dict[str, Any]:
+    """What the templates need. Raises EpsError for what cannot be written."""
+    _check_names(schedule)
+    graph = schedule.graph
+    cls = class_name(graph.name)
+    file_name = f"{identifier(graph.name)}_{identifier(schedule.name)}"
+    file_names = Names((*FILE, cls))
+    functions = _functions(graph, file_names)
+    scope = _scope(schedule, {attrs: function.name for attrs, function in functions.items()})
+    regions = Regions(schedule, Names((*FORWARD, *file_names.used)))
+    inputs = list(map(regions.variable, graph.inputs))
+    gemms = Gemms(schedule)
+    own = {step.key for step in schedule.steps if gemms.own_result(step)}
+    own |= {step.key for step in schedule.steps if graph.node[step.node].kind in ("unpermute_sum", "call")}
+    memory = Memory(schedule, regions, scope.lanes, frozenset(own))
+    steps = Steps(schedule, regions, memory, Ops(schedule, regions, gemms, scope))
+    allocations = memory.allocations()
+    blocks = [steps.block(i, step) for i, step in enumerate(schedule.steps)]
+    return {
+        **docstring(schedule, file_name, cls, inputs, load),
+        "spec": comment_lines(spec_text),
+        "file_name": file_name,
+        "class_name": cls,
+        "layer_string": string(graph.name),
+        "schedule_string": string(schedule.name),
+        "version": checked_version(version),
+        "version_string": string(version),
+        "ep": schedule.ep,
+        "ranks": "1 rank" if schedule.ep == 1 else f"{schedule.ep} ranks",
+        "load": load,
+        "dtype": TORCH_DTYPES[base_dtype(schedule)],
+        "input_constants": input_lines(schedule),
+        "weights": weight_lines(schedule, scope.weights),
+        "layout_classes": _layout_classes(regions, scope),
+        "op_files": _op_files(graph, regions, gemms, any(block.after for block in blocks)),
+        "functions": list(functions.values()),
+        **_needs(gemms, given_modules(graph)),
+        **constructor(schedule, regions, scope, cls),
+        **_forward(regions, inputs),
+        "blocks": [{"memory": allocations.get(i, []), "block": block} for i, block in enumerate(blocks)],
+        **_reference(graph, file_names, scope.functions),
+    }
+
+
+def _functions(graph: Graph, names: Names) -> dict[object, Function]:
+    """Routers and activations, each kind of them once."""
+    found: dict[object, Function] = {}
+    for node in graph.nodes:
+        if node.attrs in found:
+            continue
+        if isinstance(node.attrs, RouteAttrs):
+            found[node.attrs] = route_function(names.of(f"route {len(found)}", "route"), node.attrs)
+        elif isinstance(node.attrs, ActAttrs):
+            found[node.attrs] = activation_function(names.of(f"act {len(found)}", node.attrs.fn.value), node.attrs)
+    return found
+
+
+def _scope(schedule: Schedule, functions: dict[object, str]) -> Scope:
+    members = Names(MODULE)
+    dispatches = [node.name.removesuffix(".layout") for node in schedule.graph.nodes if node.kind == "layout"]
+    return Scope(
+        {lane.name: members.of(f"lane {lane.name}", lane.name) for lane in schedule.lanes},
+        {param.name: members.of(f"weight {param.name}", param.name) for param in schedule.graph.params},
+        {d: members.of(f"layout {d}", f"{d}.layout") for d in dispatches},
+        functions,
+    )
+
+
+def _layout_classes(regions: Regions, scope: Scope) -> list[str]:
+    axes = {regions.layout(dispatch).axis is Axis.TOKENS for dispatch in scope.layouts}
+    return ["layout_tokens.jinja" if by_token else "layout_experts.jinja" for by_token in sorted(axes)]
+
+
+def _op_files(graph: Graph, regions: Regions, gemms: Gemms, keeps: bool) -> list[str]:
+    """The templates of the operations that this program uses, in a fixed order."""
+    kinds = {node.kind for node in graph.nodes}
+    bias = "_bias" if gemms.with_bias else ""
+    wanted = {
+        "op_chunks.jinja": bool(regions.ranges),
+        "op_length.jinja": "length" in regions.helpers,
+        "op_keep.jinja": keeps,
+        "op_router_logits.jinja": "route" in kinds,
+        "op_weighted_sum.jinja": "unpermute_sum" in kinds,
+        "gemm_expert_of_rows.jinja": bool(bias) and "grouped" in gemms.used,
+        **{f"gemm_{name}{bias}.jinja": True for name in gemms.used},
+    }
+    return [name for name, used in wanted.items() if used]
+
+
+def _needs(gemms: Gemms, given: list[str]) -> dict[str, Any]:
+    """What must be there when a module is made."""
+    rows: list[str] = []
+    for need in gemms.needs():
+        args: list[Arg] = [string(need.step), string(need.plan), Listing("", tuple(map(string, need.devices)), "()")]
+        rows += call("", [*args, str(need.width)], ",", 4)
+    files = ["given.jinja"] if given else []
+    checks = ["self.given = checked_modules(given or {})"] if given else []
+    if rows:
+        files.append("needs.jinja")
+        checks.append("check_grouped(self.device, dtype)")
+    return {
+        "need_files": files,
+        "need_rows": ["GROUPED: list[tuple[str, str, tuple[str, ...], int]] = [", *rows, "]"],
+        "given_row": f"GIVEN = {Listing('', tuple(map(string, given)))!s}",
+        "init_checks": checks,
+    }
+
+
+def _forward(regions: Regions, inputs: list[str]) -> dict[str, Any]:
+    """Signature, first lines and result of `forward`."""
+    graph = regions.graph
+    shapes = ", ".join(
+        f"{name}{shape_text(graph.types[value])}" for name, value in zip(inputs, graph.inputs, strict=True)
+    )
+    outs = ", ".join(shape_text(graph.types[value]) for value in graph.results)
+    first = [f"tokens = len({inputs[0]})"]
+    first += [f"{name} = by_tokens(tokens, {n}, {copies})" for (n, copies), name in sorted(regions.ranges.items())]
+    return {
+        "class_doc": f"{graph.name}: {shapes} -> {outs}. Each rank brings its own tokens.",
+        "forward_head": call("def forward", ["self", *(f"{name}: Tensor" for name in inputs)], _arrow(graph), 4),
+        "forward_doc": f"{shapes} -> {outs}. The number of tokens may differ between ranks, and be 0.",
+        "first_lines": first,
+        "results": ", ".join(map(regions.variable, graph.results)),
+    }
+
+
+def _reference(graph: Graph, file_names: Names, functions: dict[object, str]) -> dict[str, Any]:
+    reference = Reference(graph, Names((*REFERENCE, *file_names.used)), functions)
+    parameters = [*(f"{name}: Tensor" for name in reference.parameters()), "raw: Raw", "dtype: torch.dtype"]
+    call_args = ["*(x.float() if x.is_floating_point() else x for x in given)", "raw", "layer.dtype"]
+    if given_modules(graph):
+        parameters.append("given: Mapping[str, Callable[..., Tensor]]")
+        call_args.append("layer.given")
+    return {
+        "reference_head": call("def reference", parameters, _arrow(graph)),
+        "reference_lines": reference.lines(),
+        "reference_call": ", ".join(call_args),
+    }
+
+
+def _arrow(graph: Graph) -> str:
+    """The end of the head of a function that returns the results."""
+    if len(graph.results) == 1:
+        return " -> Tensor:"
+    return f" -> tuple[{', '.join(['Tensor'] * len(graph.results))}]:"
+
+
+def _check_names(schedule: Schedule) -> None:
+    """Every name of the spec is written somewhere in the program: let none be anything but words and dots."""
+    graph = schedule.graph
+    names = [graph.name, schedule.name, *graph.types, *(param.name for param in graph.params)]
+    names += [name for node in graph.nodes for name in (node.name, node.origin) if name]
+    names += [node.attrs.module for node in graph.nodes if isinstance(node.attrs, CallAttrs)]
+    names += [lane.name for lane in schedule.lanes] + [step.comm for step in schedule.steps if step.comm]
+    names += [storage.name for storage in schedule.storages]
+    for name in names:
+        checked_dotted(name)

@@ -1,0 +1,66 @@
+"""emit: Schedule -> Program. Prepares the strings and lists that the templates write out."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from jinja2 import BaseLoader, Environment, StrictUndefined, TemplateNotFound
+
+from epsc.codegen.context import context
+from epsc.codegen.imports import imports
+from epsc.codegen.lines import call
+from epsc.codegen.program import Program
+from epsc.codegen.regions import refuse
+from epsc.ir.schedule import Schedule, Stage
+
+
+def emit(schedule: Schedule, *, spec_text: str, version: str, load: tuple[int, int]) -> Program:
+    """The program of a finished schedule.
+
+    `spec_text` is the file that it came from, `version` that of epsc, `load` the tokens per rank (fewest, most) that
+    the schedule was made for. Raises EpsError for a schedule that is not finished, or that has no program.
+    """
+    if schedule.stage is not Stage.BUFFERED:
+        raise refuse(f"schedule `{schedule.name}` is at stage {schedule.stage.name.lower()}, not at its last, buffered")
+    found = context(schedule, spec_text, version, load)
+    environment = _environment()
+    macros = environment.get_template("steps.jinja").module
+    for item in found["blocks"]:
+        block = item["block"]
+        item["body"] = getattr(macros, block.template)(block.op, 12)
+    body = environment.get_template("body.jinja").render(found)
+    text = environment.get_template("program.jinja").render(found, imports=imports(body), body=body)
+    program = Program(found["file_name"], text)
+    program.verify()
+    return program
+
+
+class _Templates(BaseLoader):
+    """The templates of this package, wherever it is installed."""
+
+    def get_source(self, environment: Environment, template: str) -> tuple[str, str | None, Any]:  # noqa: ARG002
+        path = resources.files("epsc.codegen") / "templates" / template
+        if not path.is_file():
+            raise TemplateNotFound(template)
+        return path.read_text(encoding="utf-8"), None, lambda: True
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=_Templates(),
+        undefined=StrictUndefined,
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals["write"] = _write
+    return environment
+
+
+def _write(head: str, args: tuple[str, ...] | list[str], indent: int) -> str:
+    """A call, broken into lines where it is too long for one."""
+    return "\n".join(call(head, args, indent=indent))

@@ -1,0 +1,263 @@
+"""Ops: what the template of each op kind fills in, as expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from epsc.codegen.gemms import Gemms
+from epsc.codegen.names import string
+from epsc.codegen.regions import Regions, Target, refuse
+from epsc.ir.attrs import ActAttrs, CallAttrs, Direction, ExpertGemmAttrs, GemmAttrs, RowsAttrs, TransferAttrs
+from epsc.ir.dims import Cut
+from epsc.ir.graph import Node
+from epsc.ir.schedule import Schedule, Step
+
+Op = dict[str, str | tuple[str, ...]]
+"""What the macro of an op fills in: expressions, and lists of arguments."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What names of the module and of the file a step may use."""
+
+    lanes: dict[str, str]
+    """Lane -> attribute."""
+    weights: dict[str, str]
+    """Parameter -> attribute."""
+    layouts: dict[str, str]
+    """Dispatch -> attribute."""
+    functions: dict[object, str]
+    """Attributes of a route or an activation -> function."""
+
+
+@dataclass(frozen=True)
+class At:
+    """The step that is written."""
+
+    step: Step
+    node: Node
+    cut: Cut | None
+
+
+@dataclass(frozen=True)
+class Ops:
+    schedule: Schedule
+    regions: Regions
+    gemms: Gemms
+    scope: Scope
+
+    def of(self, at: At) -> Op:
+        """What the template of a step fills in."""
+        return _OPS[at.node.kind](self, at)
+
+    def _route(self, at: At) -> Op:
+        experts, weights = map(self.regions.variable, at.node.outs)
+        params = [f"self.{self.scope.weights[name]}" for name in at.node.params]
+        return {
+            "experts": experts,
+            "weights": weights,
+            "function": self.scope.functions[at.node.attrs],
+            "args": (self.regions.read(at.step, at.step.reads[0]), *params),
+        }
+
+    def _layout(self, at: At) -> Op:
+        order, place, counts = map(self.regions.variable, at.node.outs)
+        return {
+            "order": order,
+            "place": place,
+            "counts": counts,
+            "layout": self._layout_of(at.node),
+            "experts": self.regions.variable(at.node.ins[0]),
+        }
+
+    def _layout_of(self, node: Node) -> str:
+        return f"self.{self.scope.layouts[self.regions.dispatch(node)]}"
+
+    def _transfer(self, step: Step) -> Op:
+        return {"comm": string(step.comm)}
+
+    def _exchange(self, at: At) -> Op:
+        return {
+            "out": self.regions.variable(at.node.outs[0]),
+            "counts": self.regions.variable(at.node.ins[0]),
+            "layout": self._layout_of(at.node),
+            **self._transfer(at.step),
+        }
+
+    def _sizes(self, at: At) -> Op:
+        return {
+            "out": self.regions.sizes(self.regions.dispatch(at.node)),
+            "layout": self._layout_of(at.node),
+            "leaving": self.regions.variable(at.node.ins[0]),
+            "arriving": self.regions.variable(at.node.ins[1]),
+        }
+
+    def _arrange(self, at: At) -> Op:
+        index, ends = map(self.regions.variable, at.node.outs)
+        sizes = self.regions.sizes(self.regions.dispatch(at.node))
+        return {"index": index, "ends": ends, "layout": self._layout_of(at.node), "sizes": sizes}
+
+    def _permute(self, at: At) -> Op:
+        assert isinstance(at.node.attrs, RowsAttrs)
+        order = self.regions.variable(at.node.ins[1])
+        if at.cut is not None:
+            order = f"{order}[{self.regions.tokens(at.cut, at.node.attrs.top_k)}]"
+        return {
+            "rows": self.regions.indexed(at.step.reads[0]),
+            "index": order if at.node.attrs.top_k == 1 else f"{order} // {at.node.attrs.top_k}",
+            "out": self.regions.write(at.step, at.step.writes[0]).expr,
+        }
+
+    def _all2all(self, at: At) -> Op:
+        assert isinstance(at.node.attrs, TransferAttrs)
+        layout = self.regions.layout(self.regions.dispatch(at.node))
+        if (at.cut.count if at.cut else 1) != layout.count:
+            raise refuse(f"`{at.step.key}` moves another piece than its rows are laid out for ({layout})")
+        there = at.node.attrs.direction is Direction.DISPATCH
+        return {
+            "out": self.regions.write(at.step, at.step.writes[0]).expr,
+            "rows": self.regions.read(at.step, at.step.reads[0]),
+            "out_splits": "part.arrive_splits" if there else "part.leave_splits",
+            "splits": "part.leave_splits" if there else "part.arrive_splits",
+            **self._transfer(at.step),
+        }
+
+    def _index(self, at: At) -> str:
+        index = self.regions.variable(at.node.ins[1])
+        return f"{index}[part.arrive]" if at.cut else index
+
+    def _regroup(self, at: At) -> Op:
+        return {
+            "rows": self.regions.indexed(at.step.reads[0]),
+            "index": self._index(at),
+            "out": self.regions.write(at.step, at.step.writes[0]).expr,
+        }
+
+    def _ungroup(self, at: At) -> Op:
+        return {
+            "rows": self.regions.read(at.step, at.step.reads[0]),
+            "index": self._index(at),
+            "out": self.regions.indexed(at.step.writes[0]),
+        }
+
+    def _expert_gemm(self, at: At) -> Op:
+        assert isinstance(at.node.attrs, ExpertGemmAttrs)
+        dispatch = self.regions.dispatch(at.node)
+        low, high = self.regions.local(dispatch, at.cut)
+        all_of_them = (low, high) == self.regions.local(dispatch, None)
+
+        def mine(name: str) -> str:
+            return f"self.{self.scope.weights[name]}" + ("" if all_of_them else f"[{low}:{high}]")
+
+        weight = mine(at.node.params[0]) + ("" if at.node.attrs.transposed else ".mT")
+        args = [self.regions.read(at.step, at.step.reads[0]), weight]
+        if self.gemms.with_bias:
+            args.append(mine(at.node.params[1]) if at.node.attrs.bias else "None")
+        args += ["part", self.regions.variable(at.node.ins[1])]
+        target = self.regions.write(at.step, at.step.writes[0])
+        if not self.gemms.own_result(at.step):
+            args.append(target.expr)
+        return {
+            "choose": self.gemms.choice(at.step),
+            "key": string(at.step.key),
+            "args": tuple(args),
+            **_result(target),
+        }
+
+    def _gemm(self, at: At) -> Op:
+        assert isinstance(at.node.attrs, GemmAttrs)
+        weight = f"self.{self.scope.weights[at.node.params[0]]}" + ("" if at.node.attrs.transposed else ".T")
+        args = [self.regions.read(at.step, at.step.reads[0]), weight]
+        if at.node.attrs.bias:
+            args.insert(0, f"self.{self.scope.weights[at.node.params[1]]}")
+        return {
+            "function": "torch.addmm" if at.node.attrs.bias else "torch.mm",
+            "args": (*args, f"out={self.regions.write(at.step, at.step.writes[0]).expr}"),
+        }
+
+    def _activation(self, at: At) -> Op:
+        assert isinstance(at.node.attrs, ActAttrs)
+        return {
+            "function": self.scope.functions[at.node.attrs],
+            "rows": self.regions.read(at.step, at.step.reads[0]),
+            "out": self.regions.write(at.step, at.step.writes[0]).expr,
+        }
+
+    def _elementwise(self, at: At) -> Op:
+        refs = {ref.value: ref for ref in at.step.reads}
+        a, b = (self.regions.read(at.step, refs[value]) for value in at.node.ins)
+        return {"a": a, "b": b, "out": self.regions.write(at.step, at.step.writes[0]).expr}
+
+    def _home(self, at: At, value: str) -> str:
+        """The index or the weights of the tokens of a at.cut."""
+        name = self.regions.variable(value)
+        return f"{name}[{self.regions.rows(value, at.cut, 'part')}]" if at.cut else name
+
+    def _unpermute(self, at: At) -> Op:
+        return {
+            "rows": self.regions.indexed(at.step.reads[0]),
+            "index": self._home(at, at.node.ins[1]),
+            "out": self.regions.write(at.step, at.step.writes[0]).expr,
+        }
+
+    def _weighted_sum(self, at: At) -> Op:
+        return {
+            **self._weighted(at, self.regions.read(at.step, at.step.reads[0])),
+            "out": f"{self.regions.write(at.step, at.step.writes[0]).expr}.unsqueeze(1)",
+        }
+
+    def _weighted(self, at: At, copies: str) -> Op:
+        """Operands of a product [tokens, 1, k] x [tokens, k, hidden]."""
+        assert isinstance(at.node.attrs, RowsAttrs)
+        weights = self._home(at, at.node.ins[1])
+        width = self.schedule.graph.types[at.node.ins[0]].shape[1].scale
+        return {
+            "weights": f"{weights}.to({copies}.dtype).unsqueeze(1)",
+            "copies": f"{copies}.view(-1, {at.node.attrs.top_k}, {width})",
+        }
+
+    def _unpermute_sum(self, at: At) -> Op:
+        target = self.regions.write(at.step, at.step.writes[0])
+        return {
+            "rows": self.regions.indexed(at.step.reads[0]),
+            "index": self._home(at, at.node.ins[1]),
+            "weights": self._home(at, at.node.ins[2]),
+            **_result(target),
+        }
+
+    def _call(self, at: At) -> Op:
+        assert isinstance(at.node.attrs, CallAttrs)
+        refs = {ref.value: ref for ref in at.step.reads}
+        return {
+            "module": string(at.node.attrs.module),
+            "args": tuple(self.regions.read(at.step, refs[value]) for value in at.node.ins),
+            **_result(self.regions.write(at.step, at.step.writes[0])),
+        }
+
+
+def _result(target: Target) -> Op:
+    """Where a tensor that the op may have made itself goes: a name for it, or a copy to where it belongs."""
+    return {"target": target.name} if target.name else {"target": "made", "keep": target.expr}
+
+
+_OPS: dict[str, Callable[[Ops, At], Op]] = {
+    "route": Ops._route,
+    "layout": Ops._layout,
+    "exchange": Ops._exchange,
+    "sizes": Ops._sizes,
+    "arrange": Ops._arrange,
+    "permute": Ops._permute,
+    "all2all": Ops._all2all,
+    "regroup": Ops._regroup,
+    "ungroup": Ops._ungroup,
+    "expert_gemm": Ops._expert_gemm,
+    "gemm": Ops._gemm,
+    "activation": Ops._activation,
+    "add": Ops._elementwise,
+    "mul": Ops._elementwise,
+    "unpermute": Ops._unpermute,
+    "weighted_sum": Ops._weighted_sum,
+    "unpermute_sum": Ops._unpermute_sum,
+    "call": Ops._call,
+}

@@ -1,0 +1,115 @@
+"""Reference: the layer again, as plain lines that follow the Graph and know no schedule, to check the program with.
+
+Routed rows lie here as copies of tokens: row t*k + j is the j-th copy of token t, wherever it travels in the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from epsc.codegen.lines import Arg, call
+from epsc.codegen.names import Names, string
+from epsc.ir.attrs import CallAttrs, ExpertGemmAttrs, GemmAttrs, RouteAttrs, RowsAttrs
+from epsc.ir.graph import Graph, Node
+
+_SAME_ROWS = frozenset({"all2all", "regroup", "ungroup", "unpermute"})
+_NOTHING = frozenset({"layout", "exchange", "sizes", "arrange"})
+
+
+class Reference:
+    """Writes the lines of `reference`."""
+
+    def __init__(self, graph: Graph, names: Names, functions: dict[object, str]) -> None:
+        self.graph, self.names, self.functions = graph, names, functions
+        self.alias: dict[str, str] = {}
+        """Values that only travel: the same copies under another name."""
+        self.experts: dict[str, str] = {}
+        """Control values of a dispatch -> the experts that its tokens chose."""
+
+    def lines(self) -> list[str]:
+        """The body of the function, indented by 4, with its `return`."""
+        found: list[str] = []
+        for node in self.graph.nodes:
+            found += self._node(node)
+        results = [self._value(value) for value in self.graph.results]
+        return [*found, f"    return {', '.join(results)}"]
+
+    def parameters(self) -> list[str]:
+        return [self.names.of(value) for value in self.graph.inputs]
+
+    def _value(self, value: str) -> str:
+        while value in self.alias:
+            value = self.alias[value]
+        return self.names.of(value)
+
+    def _node(self, node: Node) -> list[str]:
+        if node.kind in _NOTHING:
+            chosen = next((self.experts.get(value, "") for value in node.ins if value in self.experts), node.ins[0])
+            self.experts.update(dict.fromkeys(node.outs, chosen))
+            return []
+        if node.kind in _SAME_ROWS:
+            self.alias[node.outs[0]] = node.ins[0]
+            return []
+        return _WRITERS[node.kind](self, node)
+
+    def _assign(self, node: Node, function: str, args: list[Arg]) -> list[str]:
+        return call(f"{self.names.of(node.outs[0])} = {function}", args, indent=4)
+
+    def _route(self, node: Node) -> list[str]:
+        assert isinstance(node.attrs, RouteAttrs)
+        args: list[Arg] = [f"{self._value(node.ins[0])}.to(dtype)"]
+        args += [f"raw({string(name)})" for name in node.params]
+        outs = ", ".join(map(self.names.of, node.outs))
+        return call(f"{outs} = {self.functions[node.attrs]}", args, indent=4)
+
+    def _permute(self, node: Node) -> list[str]:
+        assert isinstance(node.attrs, RowsAttrs)
+        x = self._value(node.ins[0])
+        return self._assign(node, f"{x}.repeat_interleave", [str(node.attrs.top_k), "dim=0"])
+
+    def _expert_gemm(self, node: Node) -> list[str]:
+        assert isinstance(node.attrs, ExpertGemmAttrs)
+        chosen = self._value(self.experts[node.ins[1]])
+        args: list[Arg] = [self._value(node.ins[0]), chosen, "get", string(node.params[0]), str(node.attrs.out)]
+        if node.attrs.bias:
+            args.append(f"bias={string(node.params[1])}")
+        if node.attrs.transposed:
+            args.append("transposed=True")
+        return self._assign(node, "every_expert", args)
+
+    def _gemm(self, node: Node) -> list[str]:
+        assert isinstance(node.attrs, GemmAttrs)
+        weight = f"get({string(node.params[0])})" + (".T" if node.attrs.transposed else "")
+        bias = [f"get({string(node.params[1])})"] if node.attrs.bias else []
+        return self._assign(node, "F.linear", [self._value(node.ins[0]), weight, *bias])
+
+    def _activation(self, node: Node) -> list[str]:
+        return self._assign(node, "fresh", [self.functions[node.attrs], self._value(node.ins[0]), self._width(node)])
+
+    def _width(self, node: Node) -> str:
+        return str(self.graph.types[node.outs[0]].shape[1].scale)
+
+    def _elementwise(self, node: Node) -> list[str]:
+        a, b = map(self._value, node.ins)
+        return [f"    {self.names.of(node.outs[0])} = {a} {'+' if node.kind == 'add' else '*'} {b}"]
+
+    def _sum(self, node: Node) -> list[str]:
+        return self._assign(node, "weighted", [self._value(node.ins[0]), self._value(node.ins[-1])])
+
+    def _call(self, node: Node) -> list[str]:
+        assert isinstance(node.attrs, CallAttrs)
+        return self._assign(node, f"given[{string(node.attrs.module)}]", [self._value(value) for value in node.ins])
+
+
+_WRITERS: dict[str, Callable[[Reference, Node], list[str]]] = {
+    "route": Reference._route,
+    "permute": Reference._permute,
+    "expert_gemm": Reference._expert_gemm,
+    "gemm": Reference._gemm,
+    "activation": Reference._activation,
+    "add": Reference._elementwise,
+    "mul": Reference._elementwise,
+    "weighted_sum": Reference._sum,
+    "unpermute_sum": Reference._sum,
+    "call": Reference._call,
+}

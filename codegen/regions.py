@@ -1,0 +1,212 @@
+"""Regions: which rows of which tensor a step reads or writes, as Python expressions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from epsc.codegen.names import Names
+from epsc.ir.attrs import RowsAttrs
+from epsc.ir.dims import Axis, Cut, Cuts, Dim, cuts_text
+from epsc.ir.errors import Diagnostic, EpsError
+from epsc.ir.graph import Node
+from epsc.ir.schedule import Buffer, Layout, Ref, Schedule, Step
+
+
+def refuse(what: str) -> EpsError:
+    """For schedules that cannot be written out."""
+    return EpsError(Diagnostic("cannot-emit", what))
+
+
+def row_cut(cuts: Cuts, where: str) -> Cut | None:
+    """The one cut of rows among `cuts`; none if it is whole."""
+    for cut in cuts:
+        if cut.axis not in (Axis.EXPERT_GROUP, Axis.TOKENS):
+            raise refuse(f"{where} is cut by {cut.axis}, which no program can be written for yet")
+    if len(cuts) > 1:
+        raise refuse(f"{where} is cut in two ways at once, which no program can be written for yet")
+    return cuts[0] if cuts else None
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a step writes: `expr`; `name` is set when that is a variable of its own, which the step may assign."""
+
+    expr: str
+    name: str = ""
+
+
+class Regions:
+    """The tensors of one schedule by the names that `forward` gives them."""
+
+    def __init__(self, schedule: Schedule, names: Names) -> None:
+        self.schedule, self.graph, self.names = schedule, schedule.graph, names
+        self.ranges: dict[tuple[int, int], str] = {}
+        """Lists of slices of tokens that `forward` needs: (chunks, copies of each token) -> name."""
+
+        self.cuts: dict[str, set[int]] = {}
+        """Dispatch -> the numbers of pieces that some step wants its rows in."""
+        self.helpers: set[str] = set()
+        """Functions of the program that expressions call."""
+
+    # --- dispatches ---
+
+    @cached_property
+    def _dispatch_of_value(self) -> dict[str, str]:
+        """The dispatch that each control value, and each value in sending order, belongs to."""
+        found: dict[str, str] = {}
+        for node in self.graph.nodes:
+            if node.kind == "layout":
+                mine = node.name.removesuffix(".layout")
+            else:
+                mine = next((found[value] for value in reversed(node.ins) if value in found), "")
+                if node.kind not in ("exchange", "sizes", "arrange", "permute", "all2all", "ungroup", "regroup"):
+                    continue
+            if mine:
+                found.update(dict.fromkeys(node.outs, mine))
+        return found
+
+    def dispatch(self, node: Node) -> str:
+        """The dispatch whose rows `node` works on."""
+        for value in (*node.outs, *reversed(node.ins)):
+            if value in self._dispatch_of_value:
+                return self._dispatch_of_value[value]
+        symbol = self.graph.types[node.ins[0]].shape[0].symbol
+        return _dispatch_in(symbol)
+
+    def layout(self, dispatch: str) -> Layout:
+        return self.schedule.layout.get(dispatch, Layout(dispatch))
+
+    def variable(self, key: str) -> str:
+        """The local variable for a value or another thing of `forward`."""
+        return self.names.of(key)
+
+    def sizes(self, dispatch: str) -> str:
+        return self.names.of(f"{dispatch}.sizes")
+
+    def part(self, dispatch: str, cut: Cut | None) -> str:
+        count, index = (cut.count, cut.index) if cut else (1, 0)
+        self.cuts.setdefault(dispatch, set()).add(count)
+        return f"{self.sizes(dispatch)}.parts[{count}][{index}]"
+
+    # --- experts ---
+
+    def local(self, dispatch: str, cut: Cut | None) -> tuple[int, int]:
+        """The local experts of a cut."""
+        local = self.experts(dispatch) // self.schedule.ep
+        if cut is None or cut.axis is not Axis.EXPERT_GROUP:
+            return 0, local
+        return cut.index * local // cut.count, (cut.index + 1) * local // cut.count
+
+    def experts(self, dispatch: str) -> int:
+        """All experts that a dispatch sends rows to."""
+        attrs = self.graph.node[f"{dispatch}.layout"].attrs
+        assert isinstance(attrs, RowsAttrs)
+        return attrs.experts
+
+    # --- rows ---
+
+    def tokens(self, cut: Cut, copies: int) -> str:
+        """The slice of tokens, or of `copies` rows for each, in a cut of tokens."""
+        key = (cut.count, copies)
+        wish = f"tokens_by_{cut.count}" if copies == 1 else f"rows{copies}_by_{cut.count}"
+        self.ranges.setdefault(key, self.names.of(f"tokens.{wish}", wish))
+        return f"{self.ranges[key]}[{cut.index}]"
+
+    def rows(self, value: str, cut: Cut, part: str) -> str:
+        """The slice of rows of `value` in a cut; `part` is the Part of that cut, where one is needed."""
+        dim = self.graph.types[value].shape[0]
+        if dim.symbol.startswith("rows("):
+            return f"{part}.arrive"
+        if cut.axis is Axis.TOKENS:
+            return self.tokens(cut, dim.scale)
+        return f"{part}.leave"
+
+    def count(self, dim: Dim, value: str, part: str) -> str:
+        """How many rows a buffer of `value` with first dimension `dim` has."""
+        if dim.known:
+            return str(dim.scale)
+        cut = row_cut(dim.cuts, f"`{value}`")
+        if dim.symbol == "tokens":
+            if cut is None:
+                return "tokens" if dim.scale == 1 else f"{dim.scale} * tokens"
+            if cut.axis is Axis.TOKENS:
+                return self.length(self.tokens(cut, dim.scale))
+            return self.length(f"{part}.leave")
+        if dim.symbol.startswith("sends("):
+            return self.length(f"{part}.leave")
+        return f"{part}.rows" if cut else f"{self.sizes(_dispatch_in(dim.symbol))}.rows"
+
+    def largest(self, dispatch: str, pieces: int) -> str:
+        """The rows of the largest piece."""
+        self.cuts.setdefault(dispatch, set()).add(pieces)
+        return f"{self.sizes(dispatch)}.largest({pieces})"
+
+    def length(self, rows: str) -> str:
+        self.helpers.add("length")
+        return f"length({rows})"
+
+    # --- tensors ---
+
+    @cached_property
+    def _buffers(self) -> dict[str, list[Buffer]]:
+        found: dict[str, list[Buffer]] = {}
+        for buffer in self.schedule.buffers:
+            found.setdefault(buffer.value, []).append(buffer)
+        return found
+
+    def buffer(self, ref: Ref) -> Buffer | None:
+        """The buffer that holds a region: its own, or that of the whole value."""
+        mine = self._buffers.get(ref.value, [])
+        exact = next((b for b in mine if b.cuts == ref.cuts), None)
+        whole = next((b for b in mine if not b.cuts), None)
+        if mine and not (exact or whole):
+            raise refuse(f"no buffer holds `{ref}` in one piece")
+        return exact or whole
+
+    def read(self, step: Step, ref: Ref) -> str:
+        """The tensor that holds the region `ref`."""
+        return self._region(step, ref).expr
+
+    def write(self, step: Step, ref: Ref) -> Target:
+        return self._region(step, ref)
+
+    def indexed(self, ref: Ref) -> str:
+        """All of the value, of which an index picks rows."""
+        if (buffer := self.buffer(Ref(ref.value))) is not None and buffer.cuts:
+            raise refuse(f"`{ref.value}` is read or written by index, and so must lie in one buffer")
+        return self.variable(ref.value)
+
+    def whole(self, ref: Ref) -> bool:
+        """Whether the region is all of its buffer."""
+        buffer = self.buffer(ref)
+        return buffer is None or buffer.cuts == ref.cuts
+
+    def _region(self, step: Step, ref: Ref) -> Target:
+        if self.whole(ref) and (ref.value not in self.graph.inputs or not ref.cuts):
+            name = self.chunk(ref.value, ref.cuts if self.buffer(ref) else ())
+            return Target(name, name)
+        cut = row_cut(ref.cuts, f"`{ref}`")
+        assert cut is not None
+        return Target(f"{self.variable(ref.value)}[{self.rows(ref.value, cut, self.part_here(step, ref, cut))}]")
+
+    def chunk(self, value: str, cuts: Cuts) -> str:
+        """The variable of a value, or of one chunk of it."""
+        if not cuts:
+            return self.variable(value)
+        (cut,) = cuts
+        return self.names.of(f"{value}{cuts_text(cuts)}", f"{value}_{cut.index}")
+
+    def part_here(self, step: Step, ref: Ref, cut: Cut) -> str:
+        """The Part of `cut` as the block of `step` calls it."""
+        own = row_cut(step.cuts, f"`{step.key}`")
+        if own == cut:
+            return "part"
+        if cut.axis is Axis.TOKENS and self.graph.types[ref.value].shape[0].symbol == "tokens":
+            return ""
+        return self.part(self.dispatch(self.graph.maker[ref.value]), cut)
+
+
+def _dispatch_in(symbol: str) -> str:
+    """The `d` of `rows(d)` or `sends(d)`."""
+    return symbol.partition("(")[2].removesuffix(")")

@@ -1,0 +1,39 @@
+"""Reserved: names that programs use themselves, so that names of a spec stay out of their way."""
+
+from __future__ import annotations
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+FILE = _words("""
+    argparse functools json math os sys threading time zlib Counter Callable Iterator Mapping Sequence Future
+    ThreadPoolExecutor contextmanager nullcontext timedelta accumulate pairwise Path median quantiles Any NamedTuple
+    torch dist F Tensor nn annotations safe_open
+    LAYER SCHEDULE VERSION EP TOKENS DTYPE INPUTS WEIGHTS GROUPED IDLE Mark Get Raw Weight
+    Run Lane Host Transport nccl_options Part Sizes Layout ByExpert ByToken
+    view by_tokens length keep router_logits weighted_sum
+    grouped_mm grouped_gemm dense_gemm batched_gemm expert_of_rows check_grouped opened shape_of
+    every_expert fresh weighted reference generator made_up source fill inputs everyone settle check nan_max bench
+    trace watch arguments work report main stand_in checked_modules GIVEN
+    """)
+"""Names of the file."""
+
+FORWARD = _words("self tokens part gemm made")
+"""Names of `forward`, besides values."""
+
+REFERENCE = _words("raw get dtype given name expert")
+"""Names of `reference`, besides values."""
+
+MODULE = _words("""
+    rank device dtype choices run transport given choose forward load
+    T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double dump_patches eval
+    extra_repr float get_buffer get_extra_state get_parameter get_submodule half ipu load_state_dict modules mtia
+    named_buffers named_children named_modules named_parameters parameters register_backward_hook register_buffer
+    register_forward_hook register_forward_pre_hook register_full_backward_hook register_full_backward_pre_hook
+    register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module register_parameter
+    register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule
+    share_memory state_dict to to_empty training type xpu zero_grad
+    """)
+"""Attributes of the module: torch's, and the program's own."""

@@ -1,0 +1,143 @@
+"""Steps: each step of a schedule as a block of `forward`: its comment, what the host prepares, and what is issued."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from epsc.codegen.lines import Arg, Listing, call, comment
+from epsc.codegen.memory import Memory
+from epsc.codegen.names import string
+from epsc.codegen.ops import At, Op, Ops
+from epsc.codegen.regions import Regions, row_cut
+from epsc.ir.attrs import (
+    Direction,
+    RouteAttrs,
+    TransferAttrs,
+)
+from epsc.ir.dims import Axis, Cut
+from epsc.ir.graph import Node
+from epsc.ir.impls import impls_of
+from epsc.ir.schedule import Hazard, Schedule, Step
+
+_PART = re.compile(r"\bpart\b")
+_TEXTS = ("key", "comm", "module")
+"""Fields of an op that hold string literals."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One step in `forward`."""
+
+    template: str
+    """The macro that writes what is issued."""
+    comment: tuple[str, ...]
+    prepare: tuple[str, ...]
+    """Lines for the host, before: sizes and views."""
+    opening: tuple[str, ...]
+    """The `with` line."""
+    op: Op
+    """What the macro fills in."""
+    after: tuple[str, ...] = ()
+    """What is issued last."""
+
+
+@dataclass
+class Steps:
+    """Writes the steps of one schedule."""
+
+    schedule: Schedule
+    regions: Regions
+    memory: Memory
+    ops: Ops
+    awaited: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.awaited = frozenset(wait.step for step in self.schedule.steps for wait in step.waits)
+
+    def block(self, number: int, step: Step) -> Block:
+        node = self.schedule.node(step)
+        impl = impls_of(node.kind)[step.impl.otherwise]
+        cut = row_cut(step.cuts, f"`{step.key}`")
+        op = self.ops.of(At(step, node, cut))
+        prepare: list[str] = []
+        views = self.memory.views(number, step)
+        written = [str(text) for name, text in op.items() if name not in _TEXTS] + [expr for _, expr in views]
+        if any(_PART.search(text) for text in written):
+            prepare.append(f"        part = {self.regions.part(self.regions.dispatch(node), cut)}")
+        for name, expr in views:
+            prepare.append(f"        {name} = {expr}")
+        return Block(
+            impl.template,
+            tuple(self._comment(step, node, cut)),
+            tuple(prepare),
+            tuple(self._opening(step, node)),
+            op,
+            (f"            keep(made, {op['keep']})",) if "keep" in op else (),
+        )
+
+    def _comment(self, step: Step, node: Node, cut: Cut | None) -> list[str]:
+        lines = comment(f"{step.key}, on {step.lane}: {self._what(step, node, cut)}.", 8)
+        for wait in step.waits:
+            other = self.schedule.step[wait.step]
+            why = {
+                Hazard.RAW: f"it makes {wait.value}, which this reads",
+                Hazard.WAR: f"it reads {wait.value}, which this overwrites",
+                Hazard.WAW: f"it writes {wait.value}, which this overwrites",
+            }[wait.hazard]
+            lines += comment(f"Waits for {wait.step} on {other.lane}: {why}.", 8)
+        return lines
+
+    def _what(self, step: Step, node: Node, cut: Cut | None) -> str:
+        if node.kind == "expert_gemm":
+            return f"{self._experts(node, cut)} on their rows, by {step.impl}"
+        if node.kind == "all2all":
+            assert isinstance(node.attrs, TransferAttrs)
+            there = node.attrs.direction is Direction.DISPATCH
+            return f"rows {'go to' if there else 'come home from'} {self._experts(node, cut)} of every rank"
+        if isinstance(node.attrs, RouteAttrs):
+            return f"each token chooses {node.attrs.top_k} of {node.attrs.experts} experts"
+        what = _WHAT[node.kind]
+        if cut is not None and cut.axis is Axis.EXPERT_GROUP:
+            return f"{what}, for {self._experts(node, cut)}"
+        return f"{what}, for tokens {cut.index}/{cut.count} to {cut.index + 1}/{cut.count}" if cut else what
+
+    def _experts(self, node: Node, cut: Cut | None) -> str:
+        if cut is None or cut.axis is not Axis.EXPERT_GROUP:
+            chunk = f"the local experts (tokens {cut.index}/{cut.count} to {cut.index + 1}/{cut.count})" if cut else ""
+            return chunk or "the local experts"
+        low, high = self.regions.local(self.regions.dispatch(node), cut)
+        if high - low <= 1:
+            return f"local expert {low}" if high > low else "no local expert"
+        return f"local experts {low} to {high - 1}"
+
+    def _opening(self, step: Step, node: Node) -> list[str]:
+        args: list[Arg] = [string(step.key)]
+        if step.waits:
+            args.append(Listing("after=", tuple(string(wait.step) for wait in step.waits)))
+        if step.key in self.awaited:
+            args.append("mark=True")
+        if isinstance(node.attrs, TransferAttrs):
+            args.append("transfer=True")
+        if step.sms and node.kind in ("gemm", "expert_gemm") and step.sms < self.schedule.chip_sms:
+            args.append(f"sms_left={self.schedule.chip_sms - step.sms}")
+        return call(f"with self.{self.ops.scope.lanes[step.lane]}.step", args, ":", 8)
+
+
+_WHAT = {
+    "layout": "where each copy of a token goes",
+    "exchange": "every rank learns how many rows it gets",
+    "sizes": "the host learns the counts; it waits for the device here, and nowhere else",
+    "permute": "a copy of each token for each of its experts, in sending order",
+    "arrange": "where each row that arrives belongs",
+    "regroup": "rows by expert",
+    "ungroup": "rows by source rank again",
+    "gemm": "matrix product",
+    "activation": "elementwise",
+    "add": "sum",
+    "mul": "product",
+    "unpermute": "copies in token order",
+    "weighted_sum": "the copies of each token, weighted and summed",
+    "unpermute_sum": "the copies of each token, weighted and summed",
+    "call": "a module that was given",
+}
