@@ -52,7 +52,8 @@ class Place:
             lane_of |= wishes.lanes
         sms_of = {name: partition.sms for partition in wishes.partitions for name in partition.nodes}
         gemm_lanes = {lane_of.get(n.name, COMPUTE_LANE) for n in graph.nodes if n.info.role is Role.COMPUTE}
-        left = (schedule.chip_sms - sum(partition.sms for partition in wishes.partitions)) // max(1, len(gemm_lanes))
+        free = schedule.chip_sms - sum(partition.sms for partition in wishes.partitions)
+        left = max(1, free // max(1, len(gemm_lanes)))
 
         def placed(step: Step) -> Step:
             node = graph.node[step.node]

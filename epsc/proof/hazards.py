@@ -19,14 +19,20 @@ class Use:
     value: str
     cuts: Cuts
     writes: bool
-    whole: bool
-    """It uses all of its buffer."""
+    buffer: Cuts
+    """The cuts of the buffer that holds it: () for one of the whole value."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it uses all of its buffer."""
+        return self.cuts == self.buffer
 
 
 def check_hazards(schedule: Schedule, happens: Happens, faults: Faults) -> None:
     """Check every pair of conflicting uses, in issue order.
 
-    Uses of one value conflict where their regions overlap; uses of different values that share a storage always do.
+    Uses of one buffer conflict where their regions overlap; uses of different buffers that share a storage always do,
+    be they buffers of one value or of two.
     Linear for values written once: a write of a whole buffer that comes after all uses before it replaces them.
     """
     for wait_step in schedule.steps:
@@ -43,11 +49,12 @@ def check_hazards(schedule: Schedule, happens: Happens, faults: Faults) -> None:
         fresh: list[tuple[str, Use]] = []
         for ref, writes in [*((r, False) for r in step.reads), *((w, True) for w in step.writes)]:
             place, buffer_cuts = place_of(ref.value, ref.cuts)
-            use = Use(step, ref.value, ref.cuts, writes, ref.cuts == buffer_cuts)
+            use = Use(step, ref.value, ref.cuts, writes, buffer_cuts)
             for other in live.get(place, ()):
                 if other.step is step or not (writes or other.writes):
                     continue
-                if other.value == ref.value and not overlap(other.cuts, ref.cuts):
+                one_buffer = other.value == use.value and other.buffer == use.buffer
+                if one_buffer and not overlap(other.cuts, use.cuts):
                     continue
                 if not happens.before(other.step.key, step.key):
                     _report(schedule, other, use, place, faults)

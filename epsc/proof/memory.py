@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from epsc.ir.dims import Cuts, Dim
+from epsc.ir.dims import Dim
 from epsc.ir.errors import Faults
 from epsc.ir.kinds import Role
 from epsc.ir.schedule import Buffer, Schedule
@@ -61,16 +61,18 @@ def _check_sharing(schedule: Schedule, by_value: dict[str, list[Buffer]], faults
             maker = graph.maker.get(ref.value)
             if maker is None or not (maker.info.role in (Role.MEMORY, Role.COMPUTE) or maker.kind == "all2all"):
                 continue
-            buffer = next((b for b in by_value.get(ref.value, ()) if b.cuts in ((), ref.cuts)), None)
-            if buffer is None and not _covered(ref.cuts, by_value.get(ref.value, [])):
+            buffers = [b for b in by_value.get(ref.value, ()) if b.cuts in ((), ref.cuts)]
+            if not buffers:
                 faults.add("no-buffer", f"`{step.key}` uses {ref}, which has no buffer", graph.node[step.node].span)
-                continue
-            for used in [buffer] if buffer else by_value[ref.value]:
-                first.setdefault(used.key, i)
-                last[used.key] = i
+            elif len(buffers) > 1:
+                faults.add("two-buffers", f"`{step.key}` uses {ref}, which has two buffers", graph.node[step.node].span)
+            for buffer in buffers:
+                first.setdefault(buffer.key, i)
+                last[buffer.key] = i
     for value in graph.results:
         for buffer in by_value.get(value, ()):
             last[buffer.key] = len(schedule.steps)
+    _check_known(schedule, first, faults)
     holders: dict[str, list[Buffer]] = {}
     for buffer in schedule.buffers:
         if buffer.key in first:
@@ -88,6 +90,22 @@ def _check_sharing(schedule: Schedule, by_value: dict[str, list[Buffer]], faults
                 )
 
 
-def _covered(cuts: Cuts, buffers: list[Buffer]) -> bool:
-    """Whether a whole use is served by buffers of all chunks."""
-    return not cuts and bool(buffers) and len(buffers) == buffers[0].cuts[0].count
+def _check_known(schedule: Schedule, first: dict[str, int], faults: Faults) -> None:
+    """Memory is taken, at the latest, before a storage's first use: by then the host must know all of its sizes."""
+    known = {
+        f"rows({step.node.removesuffix('.sizes')})": i
+        for i, step in enumerate(schedule.steps)
+        if schedule.graph.node[step.node].kind == "sizes"
+    }
+    taken: dict[str, int] = {}
+    for buffer in schedule.buffers:
+        if buffer.key in first:
+            taken[buffer.storage] = min(taken.get(buffer.storage, first[buffer.key]), first[buffer.key])
+    for storage in schedule.storages:
+        for size in storage.sizes:
+            if storage.name in taken and known.get(size.symbol, -1) > taken[storage.name]:
+                faults.add(
+                    "unknown-size",
+                    f"the storage `{storage.name}` holds up to {size} elements, but is used (step"
+                    f" {taken[storage.name]}) before the host knows how many that is (step {known[size.symbol]})",
+                )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from epsc.ir.dims import Cuts, overlap
 from epsc.ir.errors import Faults
+from epsc.ir.graph import Graph
 from epsc.ir.impls import impls_of
 from epsc.ir.kinds import Role
 from epsc.ir.schedule import HOST_LANE, Schedule, Stage, Step
@@ -37,9 +38,13 @@ def check_structure(schedule: Schedule, faults: Faults) -> None:
                 f"`{step.key}` writes {_names(step.writes)}, but its op makes {', '.join(node.outs)}",
                 node.span,
             )
-        for ref in (*step.reads, *step.writes):
-            if ref.cuts not in ((), step.cuts):
-                faults.add("operands", f"`{step.key}` uses {ref}, a region that is not its own", node.span)
+        for ref in step.reads:
+            # Of an index or a count every chunk needs the whole.
+            if ref.cuts and not (ref.cuts == step.cuts and _is_rows(graph, ref.value)):
+                faults.add("operands", f"`{step.key}` reads {ref}, a region that is not its own", node.span)
+        for ref in step.writes:
+            if ref.cuts != step.cuts:
+                faults.add("operands", f"`{step.key}` writes {ref}, a region that is not its own", node.span)
         for impl in step.impl.names:
             if impl not in impls_of(node.kind):
                 faults.add(
@@ -58,6 +63,12 @@ def check_structure(schedule: Schedule, faults: Faults) -> None:
         _check_lanes(schedule, faults)
     if schedule.stage >= Stage.ORDERED:
         _check_order(schedule, faults)
+
+
+def _is_rows(graph: Graph, value: str) -> bool:
+    """Whether a value is rows of numbers, which can be cut, and not an index or a count."""
+    maker = graph.maker.get(value)
+    return maker is None or maker.info.role in (Role.MEMORY, Role.COMPUTE) or maker.kind == "all2all"
 
 
 def _names(refs: tuple[object, ...]) -> str:
