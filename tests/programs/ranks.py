@@ -1,0 +1,194 @@
+"""Ranks that stay: processes in one gloo group that run emitted programs, job after job, and say where they hang.
+
+Starting torch costs seconds; a job costs milliseconds. A job that outlasts its time limit fails with the step that each
+rank was at.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing as mp
+import threading
+import traceback
+from dataclasses import dataclass, field
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+LIMIT_S = 60
+
+
+@dataclass(frozen=True)
+class Job:
+    """One program on inputs of its own for each rank, against the interpreter."""
+
+    program: str
+    """Path of the emitted file."""
+    graph: str
+    """Text of the lowered graph that it was made from, for the interpreter."""
+    tokens: tuple[int, ...]
+    """Per rank."""
+    routing: str = "random"
+    """random; one: every token wants the same experts; shunned: nobody wants expert 0; skewed: some far more than others."""
+    seed: int = 0
+    forwards: int = 2
+
+
+@dataclass
+class Result:
+    """What one rank found."""
+
+    error: float = 0.0
+    """Largest difference to the interpreter over the largest value, over all forwards."""
+    choices: dict[str, int] = field(default_factory=dict)
+    received: tuple[int, ...] = ()
+    fault: str = ""
+
+
+class Ranks:
+    """`count` processes; `run` gives every one of them a job and waits for all."""
+
+    def __init__(self, count: int, folder: Path) -> None:
+        self.count = count
+        context = mp.get_context("spawn")
+        self.pipes: list[Connection] = []
+        self.where: list[Connection] = []
+        self.processes = []
+        for rank in range(count):
+            ours, theirs = context.Pipe()
+            asking, answering = context.Pipe()
+            store = folder / f"store{count}"
+            process = context.Process(target=_work, args=(rank, count, str(store), theirs, answering), daemon=True)
+            process.start()
+            self.pipes.append(ours)
+            self.where.append(asking)
+            self.processes.append(process)
+
+    def run(self, job: Job, limit: float = LIMIT_S) -> list[Result]:
+        """Results by rank. Fails with the place of every rank when one of them does not answer in time."""
+        for pipe in self.pipes:
+            pipe.send(job)
+        results = []
+        for rank, pipe in enumerate(self.pipes):
+            if not pipe.poll(limit):
+                raise AssertionError(f"rank {rank} did not finish in {limit} s; {self.places()}")
+            results.append(pipe.recv())
+        faults = [f"rank {rank}: {result.fault}" for rank, result in enumerate(results) if result.fault]
+        assert not faults, "\n".join(faults)
+        return results
+
+    def places(self) -> str:
+        """The step that each rank issued last."""
+        found = []
+        for rank, pipe in enumerate(self.where):
+            pipe.send("where")
+            found.append(f"rank {rank} is at {pipe.recv() if pipe.poll(5) else 'an unknown place'}")
+        return "; ".join(found)
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+_modules: dict[str, Any] = {}
+
+
+def _work(rank: int, count: int, store: str, jobs: Connection, where: Connection) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timedelta(seconds=120)
+    )
+    at: dict[str, Any] = {}
+
+    def answer() -> None:
+        while True:
+            where.recv()
+            layer = at.get("layer")
+            where.send(layer.run.at if layer is not None else "no layer yet")
+
+    threading.Thread(target=answer, daemon=True).start()
+    while True:
+        job = jobs.recv()
+        try:
+            jobs.send(_one(job, rank, at))
+        except Exception:
+            jobs.send(Result(fault=traceback.format_exc()))
+
+
+def load_program(path: str) -> ModuleType:
+    """Import an emitted file by its path."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def layer_class(module: ModuleType) -> Any:
+    """The nn.Module that an emitted file holds."""
+    from torch import nn
+
+    (found,) = [
+        v for v in vars(module).values() if isinstance(v, type) and issubclass(v, nn.Module) and v.__module__ == module.__name__
+    ]
+    return found
+
+
+def _one(job: Job, rank: int, at: dict[str, Any]) -> Result:
+    import torch
+
+    from epsc.interpret import interpret
+    from epsc.interpret_weights import random_inputs, random_weights
+    from epsc.ir.graph import Graph
+
+    if job.program not in _modules:
+        module = load_program(job.program)
+        _modules[job.program] = layer_class(module)(dtype=torch.float32, device="cpu")
+    layer = at["layer"] = _modules[job.program]
+    graph = Graph.parse(job.graph)
+    weights = random_weights(graph, job.seed, torch.float32)
+    route(weights, graph, job.routing)
+    layer.load(weights)
+    layer.run.poison = True
+    layer.choices.clear()
+    result = Result()
+    for forward in range(job.forwards):
+        (name,) = graph.inputs
+        x = random_inputs(graph, job.tokens[rank], job.seed * 1000 + forward * 100 + rank, torch.float32)[name].abs()
+        y = layer(x)
+        (expected,) = interpret(graph, {name: x}, weights)
+        assert y.shape == expected.shape, (y.shape, expected.shape)
+        assert torch.isfinite(y).all(), "the result holds what was never written"
+        if y.numel():
+            scale = float(expected.abs().max())
+            result.error = max(result.error, float((y - expected).abs().max()) / scale)
+    result.choices = {f"{step} {impl}": n for (step, impl), n in layer.choices.items()}
+    return result
+
+
+def route(weights: dict[str, Any], graph: Any, routing: str) -> None:
+    """Make routers prefer experts as `routing` says; inputs are positive, so a row's mean is how much it is wanted."""
+    import torch
+
+    for node in graph.nodes:
+        if node.kind != "route":
+            continue
+        weight = weights[node.params[0]]
+        experts = len(weight)
+        push = torch.zeros(experts)
+        if routing == "one":
+            push = torch.arange(experts, 0, -1).float()
+        elif routing == "shunned":
+            push[0] = -3.0
+        elif routing == "skewed":
+            push = torch.linspace(2, -2, experts)
+        weight += push[:, None] / weight.shape[1] ** 0.5 * 0.5
