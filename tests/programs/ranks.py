@@ -138,7 +138,9 @@ def layer_class(module: ModuleType) -> Any:
     from torch import nn
 
     (found,) = [
-        v for v in vars(module).values() if isinstance(v, type) and issubclass(v, nn.Module) and v.__module__ == module.__name__
+        v
+        for v in vars(module).values()
+        if isinstance(v, type) and issubclass(v, nn.Module) and v.__module__ == module.__name__
     ]
     return found
 

@@ -59,13 +59,19 @@ def test_a_wrong_program_is_noticed(
 
 @pytest.mark.distributed
 def test_a_hang_names_the_step_of_every_rank(
-    tmp_path: Path, ranks_of: Callable[[int], Ranks], prepare: Callable[..., Job], tmp_path_factory: pytest.TempPathFactory
+    tmp_path: Path,
+    ranks_of: Callable[[int], Ranks],
+    prepare: Callable[..., Job],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """A rank that leaves out a transfer hangs the others: the report says where each of them is."""
     layer = driver.understand(driver.read(EXAMPLES[1]), driver.Options({"ep": "2"}, preset="small"))
     job = prepare(layer, "serial", (8, 8))
     text = Path(job.program).read_text()
-    broken = text.replace("    def forward(self, x: Tensor) -> Tensor:\n", "    def forward(self, x: Tensor) -> Tensor:\n        if self.rank == 1:\n            self.run.at = 'a nap'\n            time.sleep(60)\n")
+    broken = text.replace(
+        "    def forward(self, x: Tensor) -> Tensor:\n",
+        "    def forward(self, x: Tensor) -> Tensor:\n        if self.rank == 1:\n            self.run.at = 'a nap'\n            time.sleep(60)\n",
+    )
     assert broken != text
     path = tmp_path / "hangs.py"
     path.write_text(broken)

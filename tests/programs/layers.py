@@ -1,0 +1,107 @@
+"""Hypothesis strategies: small random layers and schedules, as `.eps` text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file with one layer and one schedule `s`, and what to run it on."""
+
+    text: str
+    ep: int
+    tokens: tuple[int, ...]
+    routing: str
+    seed: int
+
+
+@st.composite
+def routers(draw: st.DrawFn, experts: int) -> str:
+    """`experts=.., top_k=.., ...` with every option that `route` has."""
+    groups = draw(st.sampled_from([g for g in (1, 2, 4) if experts % g == 0 and experts // g >= 2] or [1]))
+    top_groups = draw(st.integers(1, groups))
+    top_k = draw(st.integers(1, min(4, experts // groups * top_groups)))
+    options = [f"experts={experts}", f"top_k={top_k}", f"score={draw(st.sampled_from(('softmax', 'sigmoid')))}"]
+    options.append(f"choose={draw(st.sampled_from(('by_score', 'by_logit')))}")
+    if groups > 1:
+        options += [f"groups={groups}", f"top_groups={top_groups}"]
+        options.append(f"group_by={draw(st.sampled_from(('max', 'top2')))}")
+    options += [f"{name}=true" for name in ("choice_bias", "bias", "renorm") if draw(st.booleans())]
+    if draw(st.booleans()):
+        options.append("scale=2.5")
+    return ", ".join(options)
+
+
+@st.composite
+def ffns(draw: st.DrawFn, hidden: int) -> tuple[str, str, str]:
+    """The activation applied to the first gemm, that gemm's width, and options that both gemms share."""
+    width = 8 * draw(st.integers(1, 4))
+    gated = draw(st.booleans())
+    fn = draw(st.sampled_from(("swiglu", "geglu") if gated else ("relu", "relu2", "silu", "gelu")))
+    extra = ""
+    if draw(st.booleans()):
+        extra += ", limit=0.5"
+    if gated and draw(st.booleans()):
+        extra += ", interleaved=true, offset=1.0"
+    if fn == "swiglu" and draw(st.booleans()):
+        extra += ", alpha=1.702"
+    both = "".join(f", {name}=true" for name in ("bias", "transposed") if draw(st.booleans()))
+    return f"{fn}(%s{extra})", f"{width * (2 if gated else 1)}", both
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """A layer with one or two routed branches and sometimes a shared one, and a schedule that the types allow."""
+    ep = draw(st.sampled_from((2, 4)))
+    hidden = draw(st.sampled_from((16, 32)))
+    body, terms, directives = [], [], []
+    for i in range(draw(st.sampled_from((1, 1, 1, 2)))):
+        local = draw(st.integers(1, 5))
+        act, width, both = draw(ffns(hidden))
+        body += [
+            f"r{i} = route(x, {draw(routers(local * ep))})",
+            f"sent{i} = dispatch(x, r{i})",
+            f"h{i} = {act % f'gemm(sent{i}, up{i}, {width}{both})'}",
+            f"back{i} = combine(gemm(h{i}, down{i}, {hidden}{both}), r{i})",
+        ]
+        terms.append(f"back{i}")
+        axis = draw(st.sampled_from(("expert_group", "tokens", "none")))
+        if axis != "none":
+            count = draw(st.integers(1, local if axis == "expert_group" else 5))
+            directives.append(f"split sent{i}, h{i}, back{i} by {axis} into {count}")
+        impl = draw(
+            st.sampled_from(
+                (
+                    "grouped",
+                    "dense",
+                    "batched",
+                    "batched for T when max_rows <= 4 else grouped",
+                    "grouped for T when mean_rows < 3 else dense",
+                    "dense for T when rows < 2 else batched for T when tokens > 5 else grouped",
+                )
+            )
+        )
+        impl = impl.replace(" for T", "")
+        first, _, rest = impl.partition(" when ")
+        directives.append(f"use {first} for up{i}, down{i}{f' when {rest}' if rest else ''}")
+        if draw(st.booleans()):
+            directives.append(f"reserve 16 sms for sent{i}, back{i}")
+    if draw(st.booleans()):
+        body.append("shared = mlp(x, swiglu, 24)")
+        terms.append("shared" if draw(st.booleans()) else "sigmoid(gemm(x, gate, 1)) * shared")
+        if draw(st.booleans()):
+            directives.append("run shared beside sent0")
+    if draw(st.booleans()):
+        terms.append("x")
+    if draw(st.integers(0, 9)) == 0:
+        directives.append("overlap none")
+    text = [f"layer random(x: fp32[tokens, {hidden}]) {{", *body, f"return {' + '.join(terms)}", "}"]
+    if draw(st.integers(0, 4)) == 0:
+        text += [f"layer twice(x: fp32[tokens, {hidden}]) {{ return stack(random, x, 2) }}"]
+    text += [f"cluster c {{ device = h200 ep = {ep} }}", "schedule s {", *directives, "}"]
+    tokens = draw(st.tuples(*[st.one_of(st.integers(0, 3), st.integers(0, 20))] * ep))
+    routing = draw(st.sampled_from(("random", "one", "shunned", "skewed")))
+    return Case("\n".join(text), ep, tokens, routing, draw(st.integers(0, 1000)))
