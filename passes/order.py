@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from epsc.ir.dims import overlap
 from epsc.ir.errors import Diagnostic, EpsError
+from epsc.ir.graph import Graph, Node
 from epsc.ir.kinds import Role
 from epsc.ir.schedule import Schedule, Stage, Step
 from epsc.passes.place import COMPUTE_LANE
@@ -20,6 +21,7 @@ _FIRST_DISPATCH = -2.0
 _ARRANGE = -1.5
 _BESIDE = -1.0  # after the first dispatches are on their way, before the experts want the compute lane
 _COMBINE = 0.5  # a chunk's combine follows its experts' work
+_HOME = 1.25  # and is summed after the next chunk's work, or the compute lane would wait for the combine
 _REST = 1e6
 
 
@@ -79,19 +81,26 @@ class Order:
             if is_dispatch(node):
                 ahead = self.prefetch or (2 if step.lane in combining and step.lane != COMPUTE_LANE else 0)
                 return max(_FIRST_DISPATCH, chunk - ahead - 0.5) if ahead else _FIRST_DISPATCH
-            if node.name in needed_early:
-                return _EARLY
             if node.kind == "arrange":
                 return _ARRANGE
             if node.name in beside:
                 return _BESIDE
             if node.kind == "all2all":
                 return chunk + _COMBINE
-            if step.cuts or node.kind in ("regroup", "ungroup", "expert_gemm"):
+            if step.cuts and node.kind in ("unpermute", "unpermute_sum", "weighted_sum"):
+                return chunk + _HOME
+            if node.kind in ("regroup", "ungroup", "expert_gemm") or (step.cuts and _is_routed(graph, node)):
                 return float(chunk)
-            return _REST
+            # Only now: in a stack all of a layer feeds the next one's dispatch, but its chunks keep their turns.
+            if node.name in needed_early:
+                return _EARLY
+            return float(chunk) if step.cuts else _REST
 
         return list(map(due, schedule.steps))
+
+
+def _is_routed(graph: Graph, node: Node) -> bool:
+    return graph.types[node.outs[0]].shape[0].symbol.startswith("rows(")
 
 
 def _feeds_dispatch(schedule: Schedule) -> set[str]:
