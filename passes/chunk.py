@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from epsc.ir.attrs import RowsAttrs
 from epsc.ir.dims import Axis, Cut, Cuts
-from epsc.ir.errors import Faults
+from epsc.ir.errors import Faults, did_you_mean
 from epsc.ir.graph import Graph, Node
 from epsc.ir.schedule import Layout, Ref, Schedule, Stage, Step
 from epsc.passes.wishes import LOWERED_AXES, Context, Wishes, axes_of, is_dispatch, is_row_op
@@ -37,7 +37,11 @@ class Chunk:
     def __call__(self, schedule: Schedule, context: Context) -> Schedule:
         graph, wishes, faults = schedule.graph, context.wishes, Faults()
         if self.axis and self.axis not in LOWERED_AXES:
-            faults.add("axis", f"chunk{{axis={self.axis}}}: the axis is {' or '.join(LOWERED_AXES)}")
+            faults.add(
+                "axis",
+                f"`chunk{{axis={self.axis}}}`: nothing can be cut along that",
+                help=did_you_mean(self.axis, LOWERED_AXES),
+            )
             faults.raise_if_any()
         splits: dict[str, tuple[Axis, int]] = {}
         for name, (said_axis, said_count) in wishes.splits.items():

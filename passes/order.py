@@ -56,21 +56,14 @@ class Order:
                 if not blocked[j]:
                     heappush(ready, (due[j], place[schedule.steps[j].node], j))
         if len(ordered) < len(schedule.steps):
-            stuck = [step.key for step, n in zip(schedule.steps, blocked, strict=True) if n]
-            raise EpsError(
-                Diagnostic(
-                    "impossible-order",
-                    f"schedule `{schedule.name}` asks for an order that data forbids:"
-                    f" {', '.join(stuck[:4])} wait in a circle",
-                    help="delete one of the `run .. before ..` lines",
-                )
-            )
+            raise EpsError(*_contradictions(schedule, context.wishes))
         return replace(schedule, stage=Stage.ORDERED, steps=tuple(ordered))
 
     def _due(self, schedule: Schedule, wishes: Wishes) -> list[float]:
         graph = schedule.graph
         beside = {name for wish in wishes.besides for name in wish.these}
-        combining = {s.lane for s in schedule.steps if s.comm and not is_dispatch(graph.node[s.node])}
+        moving = [(s.lane, graph.node[s.node]) for s in schedule.steps if graph.node[s.node].kind == "all2all"]
+        combining = {lane for lane, node in moving if not is_dispatch(node)}
         needed_early = _feeds_dispatch(schedule)
 
         def due(step: Step) -> float:
@@ -97,6 +90,44 @@ class Order:
             return float(chunk) if step.cuts else _REST
 
         return list(map(due, schedule.steps))
+
+
+def _contradictions(schedule: Schedule, wishes: Wishes) -> list[Diagnostic]:
+    """A diagnostic for each `run .. before ..` that data, or another such line, forbids."""
+    graph = schedule.graph
+    by_data = {node.name: {graph.maker[v].name for v in node.ins if v in graph.maker} for node in graph.nodes}
+    by_all = {name: set(needs) for name, needs in by_data.items()}
+    for first, then in schedule.order:
+        by_all[then].add(first)
+    found = []
+    for wish in wishes.befores:
+        for first, then in wish.pairs:
+            if not _needs(by_all, first, then):
+                continue
+            a, b = (f"`{graph.node[name].origin}`" for name in (first, then))
+            forced = _needs(by_data, first, then)
+            why = f"it needs what {b} makes" if forced else f"another line, with what data needs, puts {b} first"
+            found.append(
+                Diagnostic(
+                    "impossible-order",
+                    f"{a} cannot run before {b}: {why}",
+                    wish.span,
+                    help=f"did you mean `run {b[1:-1]} before {a[1:-1]}`?" if forced else "delete one of the lines",
+                )
+            )
+            break
+    return found
+
+
+def _needs(before: dict[str, set[str]], name: str, other: str) -> bool:
+    """Whether `other` must come before `name`."""
+    seen: set[str] = set()
+    front = [name]
+    while front:
+        for needed in before[front.pop()] - seen:
+            seen.add(needed)
+            front.append(needed)
+    return other in seen
 
 
 def _is_routed(graph: Graph, node: Node) -> bool:

@@ -74,7 +74,7 @@ class Place:
             else (Lane(name, Role.TRANSFER, -1) if name in transfers - {COMPUTE_LANE} else Lane(name, Role.COMPUTE, 0))
             for name in names
         )
-        befores = tuple((first, then) for these, others in wishes.befores for first in these for then in others)
+        befores = tuple(pair for before in wishes.befores for pair in before.pairs)
         return replace(schedule, stage=Stage.PLACED, steps=steps, lanes=lanes, order=befores)
 
 

@@ -51,6 +51,14 @@ class Partition:
 
 
 @dataclass(frozen=True)
+class OneThenOther:
+    """Ops (node names) of which the first of each pair is issued before the second."""
+
+    pairs: tuple[tuple[str, str], ...]
+    span: Span | None = None
+
+
+@dataclass(frozen=True)
 class Wishes:
     """What one schedule asks for, keyed by node name. Empty: everything runs in order on one stream."""
 
@@ -60,7 +68,7 @@ class Wishes:
     choices: dict[str, Choice] = field(default_factory=dict)
     partitions: tuple[Partition, ...] = ()
     besides: tuple[SideBySide, ...] = ()
-    befores: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
+    befores: tuple[OneThenOther, ...] = ()
     lanes: dict[str, str] = field(default_factory=dict)
     overlap: bool = True
 
@@ -101,7 +109,7 @@ class _Resolver:
         lanes: dict[str, str] = {}
         partitions: list[Partition] = []
         besides: list[SideBySide] = []
-        befores: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+        befores: list[OneThenOther] = []
         overlap = True
         for directive in self.decl.directives:
             match directive:
@@ -140,7 +148,7 @@ class _Resolver:
                     these, those = self._names(targets), self._names(others)
                     if set(these) & set(those):
                         self.faults.add("before-itself", "an op cannot run before itself", span)
-                    befores.append((these, those))
+                    befores.append(OneThenOther(self._pairs(these, those), span))
                 case On(targets, lane, span):
                     if lane == HOST_LANE:
                         self.faults.add(
@@ -185,6 +193,12 @@ class _Resolver:
 
     def _names(self, targets: Iterable[Target]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(node.name for target in targets for node in self._nodes(target)))
+
+    def _pairs(self, these: Iterable[str], those: Iterable[str]) -> tuple[tuple[str, str], ...]:
+        """Each of `these` with each of `those`; in a stack, where a layer has both, those of the same layer only."""
+        layer = {name: _layer_of(self.graph.node[name]) for name in (*these, *those)}
+        both = {layer[name] for name in these} & {layer[name] for name in those}
+        return tuple((a, b) for a in these for b in those if layer[a] == layer[b] or not {layer[a], layer[b]} & both)
 
     def _transfers(self, target: Target) -> list[Node]:
         return [node for node in self.named.get(target.name, []) if node.kind in ("all2all", "exchange")]
@@ -311,6 +325,13 @@ def _weight(node: Node) -> str:
         return node.origin
     *before, weight = node.params[0].split(".")
     return node.origin if before and before[-1] == node.origin else weight
+
+
+def _layer_of(node: Node) -> tuple[str, ...]:
+    """Which inlining of a layer an op is part of: the names of the calls around it."""
+    parts = node.name.split(".")
+    word = node.origin if node.origin in parts else _weight(node)
+    return tuple(parts[: len(parts) - 1 - parts[::-1].index(word)]) if word in parts else ()
 
 
 def axes_of(graph: Graph, node: Node) -> frozenset[Axis]:
