@@ -185,23 +185,33 @@ def _save(path: Path, text: str) -> None:
 
 
 @cli.command()
-@_file
+@click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
 @_compile_options
 @click.option("--json", "as_json", is_flag=True, help="Print diagnostics as JSON.")
-def check(file: Path, as_json: bool, **given: Any) -> None:
-    """Prove every schedule of a file: shapes, races, deadlock, SMs, buffers."""
-    try:
-        layer, plans = driver.check(driver.read(file), _options(given))
-    except EpsError as error:
+def check(files: tuple[Path, ...], as_json: bool, **given: Any) -> None:
+    """Prove every schedule of each file: shapes, races, deadlock, SMs, buffers."""
+    errors: list[Diagnostic] = []
+    warnings: list[Diagnostic] = []
+    for file in files:
+        try:
+            layer, plans = driver.check(driver.read(file), _options(given))
+        except EpsError as error:
+            errors += error.diagnostics
+            continue
+        found = dict.fromkeys((*layer.warnings, *(w for plan in plans for w in plan.warnings)))
+        warnings += found
         if not as_json:
-            raise
-        click.echo(json.dumps([_diagnostic(d) for d in error.diagnostics], indent=2))
-        sys.exit(EXIT_INPUT)
-    warnings = tuple(dict.fromkeys((*layer.warnings, *(w for plan in plans for w in plan.warnings))))
+            report(tuple(found))
+            _proven(file, layer, plans)
     if as_json:
-        click.echo(json.dumps([_diagnostic(d) for d in warnings], indent=2))
-        return
-    report(warnings)
+        click.echo(json.dumps([_diagnostic(d) for d in (*errors, *warnings)], indent=2))
+    else:
+        report(tuple(errors))
+    if errors:
+        sys.exit(EXIT_INPUT)
+
+
+def _proven(file: Path, layer: driver.Layer, plans: list[driver.Plan]) -> None:
     for decl in layer.schedules:
         if decl.auto:
             click.echo(f"{file}: `{decl.name}` = auto is chosen, and proven, when it is compiled")
@@ -209,9 +219,13 @@ def check(file: Path, as_json: bool, **given: Any) -> None:
         s = plan.schedule
         waits = sum(len(step.waits) for step in s.steps)
         click.echo(
-            f"{file}: `{s.name}` is proven on {s.ep} ranks: {len(s.steps)} steps on {len(s.lanes)} lanes,"
-            f" {waits} waits, {len(s.buffers)} buffers in {len(s.storages)} storages"
+            f"{file}: `{s.name}` is proven on {_count(s.ep, 'rank')}: {len(s.steps)} steps on {len(s.lanes)} lanes,"
+            f" {_count(waits, 'wait')}, {len(s.buffers)} buffers in {_count(len(s.storages), 'storage')}"
         )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _diagnostic(d: Diagnostic) -> dict[str, Any]:

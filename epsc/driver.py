@@ -17,7 +17,7 @@ from epsc.machine.cluster import Cluster
 from epsc.passes.build import build
 from epsc.passes.numbers import Numbers, cluster_settings, load_of
 from epsc.passes.pipeline import PIPELINE, Pass, Watcher, decide, lower
-from epsc.passes.wishes import Context, resolve
+from epsc.passes.wishes import Context, Wishes, resolve
 
 if TYPE_CHECKING:
     from epsc.codegen import Program
@@ -83,28 +83,37 @@ def read(path: Path) -> Source:
 
 
 def understand(source: Source, options: Options | None = None) -> Layer:
-    """Source text -> lowered Graph, with the machine it is for. Raises EpsError with everything that is wrong."""
-    options = options or Options()
-    spec, faults = parse_recovering(source)
+    """Source text -> lowered Graph, with the machine it is for. Raises EpsError with everything that is wrong.
+
+    Schedules are held against the layer too, so that a wrong one is reported whichever is used.
+    """
+    faults = Faults()
+    layer = _read(source, options or Options(), faults)
+    for decl in layer.schedules if layer else ():
+        _resolve(layer, decl, faults)
+    faults.raise_if_any()
+    if layer is None:
+        raise AssertionError("the layer could not be built, and nobody said why")
+    return layer
+
+
+def _read(source: Source, options: Options, faults: Faults) -> Layer | None:
+    """The layer, as far as one can be made; None when there are faults that leave none."""
+    spec, found = parse_recovering(source)
+    faults.diagnostics += found.diagnostics
     numbers = Numbers(spec, faults, options.defines, options.preset)
     cluster = _cluster(spec, numbers, options, faults)
     said = build(spec, numbers, options.layer, cluster.mesh.ep if cluster else 1, faults)
     load = load_of(spec, numbers)
-    if said is None or cluster is None or faults.errors:
-        # Schedules may be wrong as well: say so in the same run, where there is a layer to hold them against.
-        if said is not None and cluster is not None:
-            _resolve_all(spec, lower(said), numbers, cluster, faults)
-        faults.raise_if_any()
-        raise AssertionError("build failed and said nothing")
+    if said is None or cluster is None:
+        return None
     graph = lower(said, options.pipeline, options.watch)
-    _resolve_all(spec, graph, numbers, cluster, faults)
-    faults.raise_if_any()
     return Layer(source, spec, said, graph, numbers, cluster, load, options, tuple(faults.warnings))
 
 
-def _resolve_all(spec: Spec, graph: Graph, numbers: Numbers, cluster: Cluster, faults: Faults) -> None:
-    for decl in spec.schedules:
-        resolve(decl, graph, numbers, cluster.mesh.ep, cluster.device.sms, faults)
+def _resolve(layer: Layer, decl: ScheduleDecl, faults: Faults) -> Wishes:
+    mesh, device = layer.cluster.mesh, layer.cluster.device
+    return resolve(decl, layer.graph, layer.numbers, mesh.ep, device.sms, faults)
 
 
 def _cluster(spec: Spec, numbers: Numbers, options: Options, faults: Faults) -> Cluster | None:
@@ -156,7 +165,7 @@ def plan(layer: Layer, schedule: str | None = None) -> Plan:
         chosen = replace(best.decision.schedule, name=decl.name)
         return Plan(layer, chosen, best.decision.warnings, tuple(asked))
     faults = Faults()
-    wishes = resolve(decl, layer.graph, layer.numbers, cluster.mesh.ep, cluster.device.sms, faults)
+    wishes = _resolve(layer, decl, faults)
     faults.raise_if_any()
     context = Context(wishes, cluster.mesh.ep, cluster.device.sms)
     decision = decide(layer.graph, context, options.pipeline, options.watch)
@@ -164,22 +173,23 @@ def plan(layer: Layer, schedule: str | None = None) -> Plan:
 
 
 def check(source: Source, options: Options | None = None) -> tuple[Layer, list[Plan]]:
-    """Prove every schedule of a file that says what it wants. Raises EpsError with the faults of all of them.
+    """Prove every schedule of a file that says what it wants. Raises EpsError with all faults of the whole file.
 
     An `auto` schedule is searched for, and each candidate proven, when it is planned.
     """
-    layer = understand(source, options)
+    faults = Faults()
+    layer = _read(source, options or Options(), faults)
     plans: list[Plan] = []
-    found: list[Diagnostic] = []
-    for decl in layer.schedules:
-        if decl.auto:
+    for decl in layer.schedules if layer else ():
+        if layer is None or decl.auto:
             continue
         try:
             plans.append(plan(layer, decl.name))
         except EpsError as error:
-            found += [d for d in error.diagnostics if d not in found]
-    if found:
-        raise EpsError(*found)
+            faults.diagnostics += [d for d in error.diagnostics if d not in faults.diagnostics]
+    faults.raise_if_any()
+    if layer is None:
+        raise AssertionError("the layer could not be built, and nobody said why")
     return layer, plans
 
 

@@ -6,7 +6,8 @@ a value whose statement failed is poisoned (None), and what reads it stays silen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, get_type_hints
@@ -19,6 +20,8 @@ from epsc.ir.kinds import KINDS
 from epsc.ir.source import Span
 from epsc.ir.spec import Binary, Bind, Broken, Call, Expr, LayerDecl, Name, Number, Spec
 from epsc.passes.numbers import Numbers
+
+FLOATS = (DType.BF16, DType.FP16, DType.FP32)
 
 MAX_NODES = 100_000
 """`stack` is a loop that a file can write; this bounds what it unrolls to."""
@@ -92,6 +95,14 @@ class _Builder:
                 args.append(None)
                 continue
             tensor = Tensor(arg.dtype, tuple(dim for dim in shape if dim is not None))
+            if arg.dtype not in FLOATS:
+                self.faults.add(
+                    "bad-dtype",
+                    f"`{arg.name}` is {arg.dtype}: a layer works on {', '.join(FLOATS)}",
+                    arg.span,
+                )
+                args.append(None)
+                continue
             if len(tensor.shape) != 2 or tensor.shape[0] != TOKENS or not tensor.shape[1].known:
                 self.faults.add("shape-mismatch", f"`{arg.name}` must be [tokens, width], not {tensor}", arg.span)
                 args.append(None)
@@ -119,6 +130,14 @@ class _Builder:
         if decl.name in self.active:
             self.faults.add("recursive-layer", f"`{decl.name}` calls itself", decl.span)
             return None
+        if not decl.body or isinstance(decl.body[-1], Bind):
+            self.faults.add(
+                "no-return",
+                f"the layer `{decl.name}` returns nothing",
+                decl.body[-1].span if decl.body else decl.span,
+                help="end it with `return` and a value",
+            )
+            return None
         self.active.append(decl.name)
         scope = _Scope(prefix, {arg.name: value for arg, value in zip(decl.args, args, strict=True)})
         for arg in decl.args:
@@ -129,6 +148,8 @@ class _Builder:
             value = self._expr(statement.value, scope, scope.statement)
             if not isinstance(statement, Bind):
                 result = value
+                if statement is not decl.body[-1]:
+                    self.faults.add("after-return", "nothing after this `return` would run", statement.span)
                 continue
             if statement.name in scope.values:
                 self.faults.add(
@@ -176,20 +197,28 @@ class _Builder:
             case Broken():
                 return None
             case Call(fn):
-                if fn in _OPS:
-                    return _OPS[fn](self, expr, scope, want)
-                if fn in set(Act):
-                    return self._activation(expr, scope, want)
-                if fn in self.layers:
-                    args = [self._expr(arg, scope) for arg in expr.args]
-                    return self._call_layer(expr, fn, args, scope, want)
-                self.faults.add(
-                    "unknown-name",
-                    f"`{fn}` is no op and no layer of this file",
-                    expr.fn_span or expr.span,
-                    help=did_you_mean(fn, {*_OPS, *Act, *self.layers}),
-                )
-                return None
+                if scope.statement == "return":
+                    # A schedule names what a `return` holds by what it calls: it cannot name the `return`.
+                    with scope.inside(fn):
+                        return self._call(expr, scope, want)
+                return self._call(expr, scope, want)
+
+    def _call(self, expr: Call, scope: _Scope, want: str) -> Bound:
+        fn = expr.fn
+        if fn in _OPS:
+            return _OPS[fn](self, expr, scope, want)
+        if fn in set(Act):
+            return self._activation(expr, scope, want)
+        if fn in self.layers:
+            args = [self._expr(arg, scope) for arg in expr.args]
+            return self._call_layer(expr, fn, args, scope, want)
+        self.faults.add(
+            "unknown-name",
+            f"`{fn}` is no op and no layer of this file",
+            expr.fn_span or expr.span,
+            help=did_you_mean(fn, {*_OPS, *Act, *self.layers}),
+        )
+        return None
 
     def _call_layer(self, call: Call, fn: str, args: list[Bound], scope: _Scope, want: str, name: str = "") -> Bound:
         decl = self.layers[fn]
@@ -509,7 +538,7 @@ class _Builder:
         options = self._options(call, ActAttrs, taken=("fn",))
         if x is None or options is None:
             return None
-        name = self._fresh(scope, want or f"{scope.statement}.{call.fn}")
+        name = self._fresh(scope, want or (call.fn if scope.statement == call.fn else f"{scope.statement}.{call.fn}"))
         return self._activation_node(name, x, ActAttrs(Act(call.fn), **options), scope, call.span)
 
     def _activation_node(
@@ -586,6 +615,16 @@ class _Scope:
         self.spans: dict[str, Span | None] = {}
         self.used: set[str] = set()
         self.statement = ""
+        """What ops built now come from: a binding, or inside a `return` the name of the call."""
+
+    @contextmanager
+    def inside(self, call: str) -> Iterator[None]:
+        """Let the ops built in here come from `call`."""
+        before, self.statement = self.statement, call
+        try:
+            yield
+        finally:
+            self.statement = before
 
 
 _OPS: dict[str, Callable[[_Builder, Call, _Scope, str], Bound]] = {

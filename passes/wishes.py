@@ -167,7 +167,7 @@ class _Resolver:
         if partitions and reserved >= self.chip_sms:
             self.faults.add(
                 "sms-over-chip",
-                f"{reserved} SMs are reserved, but the chip has {self.chip_sms}",
+                f"{reserved} SMs are reserved of the {self.chip_sms} that the chip has: none are left for the GEMMs",
                 partitions[-1].span,
                 help="leave SMs for the GEMMs that should run beside the transfers",
                 notes=[Note(f"{p.sms} SMs here", p.span) for p in partitions[:-1]],
@@ -264,7 +264,9 @@ class _Resolver:
                         "unknown-implementation",
                         f"`{name.name}` is no implementation of `{target.name}`",
                         name.span,
-                        help=did_you_mean(name.name, known),
+                        help=did_you_mean(name.name, known)
+                        if known
+                        else "only gemms of routed rows and transfers have implementations to choose from",
                     )
             if None in conditions:
                 continue

@@ -6,6 +6,9 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
 
+_WIDTH = 160
+"""Characters of a source line that an excerpt shows."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -54,9 +57,15 @@ class Span:
         """The source line with a caret under the span, numbered, ready to print."""
         line, column = self.source.position(self.start)
         text = self.source.line(line)
-        # A tab takes one character of the source but several columns of a terminal: copy it into the caret line.
-        indent = "".join("\t" if char == "\t" else " " for char in text[: column - 1])
         end_line, end_column = self.source.position(self.end)
         width = (end_column if end_line == line else len(text) + 1) - column
+        # A line may be as long as the file, and hold what a terminal would obey.
+        cut = max(0, column - 1 - _WIDTH // 2) if len(text) > _WIDTH else 0
+        shown = text[cut : cut + _WIDTH]
+        shown = "".join(char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in shown)
+        column -= cut
+        width = min(width, len(shown) + 1 - column)
+        # A tab takes one character of the source but several columns of a terminal: copy it into the caret line.
+        indent = "".join("\t" if char == "\t" else " " for char in shown[: column - 1])
         margin = f"{line:>5} | "
-        return f"{margin}{text}\n{' ' * (len(margin) - 2)}| {indent}{'^' * max(1, width)}"
+        return f"{margin}{shown}\n{' ' * (len(margin) - 2)}| {indent}{'^' * max(1, width)}"

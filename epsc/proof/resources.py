@@ -18,7 +18,7 @@ def check_resources(schedule: Schedule, happens: Happens, faults: Faults) -> Non
     lanes: dict[str, list[Step]] = {lane.name: [] for lane in schedule.lanes}
     for step in schedule.steps:
         lanes[step.lane].append(step)
-    warned: set[tuple[str, str]] = set()
+    warned: set[str] = set()
     for step in schedule.steps:
         if step.sms < 0:
             faults.add("sms", f"`{step.key}` is to run on {step.sms} SMs", schedule.node(step).span)
@@ -36,9 +36,9 @@ def check_resources(schedule: Schedule, happens: Happens, faults: Faults) -> Non
                 together.append(max(near, key=lambda s: s.sms))
             if step.comm and not step.sms and _takes_sms(schedule, step):
                 for other in near:
-                    pair = step.node, other.node
-                    if schedule.node(other).info.role is Role.COMPUTE and not other.sms and pair not in warned:
-                        warned.add(pair)
+                    origin = schedule.node(step).origin
+                    if schedule.node(other).info.role is Role.COMPUTE and not other.sms and origin not in warned:
+                        warned.add(origin)
                         faults.add(
                             "queues-for-sms",
                             f"`{step.node}` and `{other.node}` may run together, but both want the whole chip: they"
