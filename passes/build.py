@@ -14,11 +14,11 @@ from typing import Any, get_type_hints
 
 from epsc.ir.attrs import Act, ActAttrs, Attrs, ExpertGemmAttrs, GemmAttrs, NoAttrs, RouteAttrs, RowsAttrs
 from epsc.ir.dims import TOKENS, Dim, DType, Tensor, rows
-from epsc.ir.errors import Faults, Note, Severity, did_you_mean
+from epsc.ir.errors import Faults, Note, Severity, did_you_mean, nearest
 from epsc.ir.graph import Graph, Node, Param
 from epsc.ir.kinds import KINDS
 from epsc.ir.source import Span
-from epsc.ir.spec import Binary, Bind, Broken, Call, Expr, LayerDecl, Name, Number, Spec
+from epsc.ir.spec import Binary, Bind, Broken, Call, Expr, LayerDecl, Name, Number, Return, Spec
 from epsc.passes.numbers import Numbers
 
 FLOATS = (DType.BF16, DType.FP16, DType.FP32)
@@ -114,7 +114,12 @@ class _Builder:
             self.dtype = args[0].type.dtype
         result = self._layer(decl, args, "")
         if isinstance(result, Route):
-            self.faults.add("bad-layer", f"`{decl.name}` returns a route, not rows", decl.span)
+            self.faults.add(
+                "bad-layer",
+                f"`{decl.name}` returns a route, not rows",
+                next((s.value.span for s in decl.body if isinstance(s, Return)), decl.span),
+                help="a route only says which experts a token chose: return what `combine` gives back",
+            )
         if len(self.faults.errors) > before or not isinstance(result, Rows):
             return None
         inputs = tuple(arg.name for arg in decl.args)
@@ -127,9 +132,6 @@ class _Builder:
         return None if size is None else Dim(size)
 
     def _layer(self, decl: LayerDecl, args: list[Bound], prefix: str) -> Bound:
-        if decl.name in self.active:
-            self.faults.add("recursive-layer", f"`{decl.name}` calls itself", decl.span)
-            return None
         if not decl.body or isinstance(decl.body[-1], Bind):
             self.faults.add(
                 "no-return",
@@ -157,6 +159,7 @@ class _Builder:
                     f"`{statement.name}` is bound twice",
                     statement.span,
                     notes=[Note("first bound here", scope.spans.get(statement.name))],
+                    help="give one of them another name",
                 )
             scope.values[statement.name] = value
             scope.spans[statement.name] = statement.span
@@ -222,10 +225,20 @@ class _Builder:
 
     def _call_layer(self, call: Call, fn: str, args: list[Bound], scope: _Scope, want: str, name: str = "") -> Bound:
         decl = self.layers[fn]
+        if fn in self.active:
+            through = self.active[self.active.index(fn) + 1 :]
+            self.faults.add(
+                "recursive-layer",
+                f"`{fn}` calls itself" + (f" through {', '.join(f'`{name}`' for name in through)}" if through else ""),
+                call.span,
+                notes=[Note("defined here", decl.span)],
+                help="a layer is inlined where it is called; `stack(block, x, 3)` repeats one",
+            )
+            return None
         if len(args) != len(decl.args):
             self.faults.add(
                 "bad-argument",
-                f"`{fn}` takes {len(decl.args)} values, not {len(args)}",
+                f"`{fn}` takes {len(decl.args)} value{'s' if len(decl.args) != 1 else ''}, not {len(args)}",
                 call.span,
                 notes=[Note("defined here", decl.span)],
             )
@@ -304,9 +317,11 @@ class _Builder:
         """Keyword arguments as fields of the attribute class `cls`, those in `taken` being set otherwise."""
         hints = {k: v for k, v in get_type_hints(cls).items() if k not in taken}
         found: dict[str, Any] = {}
+        meant: set[str | None] = set()
         good = True
         for keyword in call.keywords:
             if keyword.name not in hints or keyword.name in found:
+                meant.add(nearest(keyword.name, hints))
                 problem = "is given twice" if keyword.name in found else f"is no option of `{call.fn}`"
                 self.faults.add(
                     "bad-argument", f"`{keyword.name}` {problem}", keyword.span, help=did_you_mean(keyword.name, hints)
@@ -318,7 +333,7 @@ class _Builder:
             found[keyword.name] = value
         needed = [f.name for f in fields(cls) if f.name in hints and f.default is f.default_factory]
         for name in needed:
-            if name not in found:
+            if name not in found and name not in meant:
                 self.faults.add("bad-argument", f"`{call.fn}` needs `{name}=...`", call.span)
                 good = False
         return found if good else None
@@ -381,6 +396,7 @@ class _Builder:
                 f"the weight `{name}` is {param.type} here and {first.type} before",
                 span,
                 notes=[Note("first used here", self.param_spans[full])],
+                help="one name is one weight: give the second a name of its own",
             )
         self.param_spans.setdefault(full, span)
         return full
@@ -546,7 +562,12 @@ class _Builder:
     ) -> Rows | None:
         width = x.type.shape[-1].scale
         if attrs.fn.gated and width % 2:
-            self.faults.add("shape-mismatch", f"`{attrs.fn}` halves the width, but {width} is odd", span)
+            self.faults.add(
+                "shape-mismatch",
+                f"`{attrs.fn}` halves the width, but {width} is odd",
+                span,
+                help="its input is gate and up side by side: make it 2 * the width that you want",
+            )
             return None
         tensor = Tensor(x.type.dtype, (x.type.shape[0], Dim(width // 2 if attrs.fn.gated else width)))
         self._emit(name, "activation", (x.name,), attrs, (tensor,), scope, span, origin=origin)

@@ -92,7 +92,7 @@ def _layouts(
             if splits.get(node.name) != cut:
                 faults.add(
                     "split-mismatch",
-                    f"`{moved[0].origin}` is cut {_text(cut)} and `{node.origin}` {_text(splits.get(node.name))}:"
+                    f"`{moved[0].origin}` is {_text(cut)} and `{node.origin}` is {_text(splits.get(node.name))}:"
                     " rows come back in the order in which they were sent",
                     wishes.split_spans.get(node.name) or wishes.split_spans.get(moved[0].name) or node.span,
                     help=f"split `{moved[0].origin}` and `{node.origin}` the same way",
@@ -115,7 +115,7 @@ def _layouts(
             if not fits and not faults.errors:
                 faults.add(
                     "split-mismatch",
-                    f"`{node.origin}` is cut {_text(own)}, but its rows arrive cut {_text(cut)}",
+                    f"`{node.origin}` is {_text(own)}, but `{moved[0].origin}`, which brings its rows, is {_text(cut)}",
                     wishes.split_spans.get(node.name) or wishes.split_spans.get(moved[0].name) or node.span,
                     help=f"split `{node.origin}` as `{moved[0].origin}` is",
                 )
@@ -143,4 +143,4 @@ def _experts(graph: Graph, dispatch: str) -> int:
 
 
 def _text(cut: tuple[Axis, int] | None) -> str:
-    return f"by {cut[0]} into {cut[1]}" if cut else "not at all"
+    return f"cut by {cut[0]} into {cut[1]}" if cut else "not cut"

@@ -145,7 +145,12 @@ def load_of(spec: Spec, numbers: Numbers) -> tuple[int, int]:
         if isinstance(item, Load):
             low, high = numbers.whole(item.low, "tokens", least=0), numbers.whole(item.high, "tokens", least=0)
             if low is not None and high is not None and low > high:
-                numbers.faults.add("bad-number", f"the load {low} .. {high} runs backwards", item.span)
+                numbers.faults.add(
+                    "bad-number",
+                    f"the load {low} .. {high} runs backwards",
+                    item.span,
+                    help=f"write `tokens {high} .. {low}`",
+                )
             return low or 0, high or 0
     return 4096, 4096
 

@@ -114,6 +114,8 @@ def _check_besides(schedule: Schedule, wishes: Wishes, faults: Faults) -> None:
                 "not-beside",
                 f"`{origins[0]}` cannot run beside `{origins[1]}`: data or lanes put one after the other",
                 wish.span,
+                help="name an op that needs nothing of the other, or split both, so that a chunk of one can run beside"
+                " another chunk of the other",
             )
 
 

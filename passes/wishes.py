@@ -118,7 +118,7 @@ class _Resolver:
                         if splits.get(name, cut) != cut:
                             self.faults.add(
                                 "split-twice",
-                                f"`{name}` is split twice, in two ways",
+                                f"`{self.graph.node[name].origin}` is split twice, in two ways",
                                 directive.span,
                                 notes=[Note("first here", spans[name])],
                             )
@@ -129,7 +129,7 @@ class _Resolver:
                         if name in choices:
                             self.faults.add(
                                 "use-twice",
-                                f"an implementation of `{name}` is chosen twice",
+                                f"an implementation of `{_weight(self.graph.node[name])}` is chosen twice",
                                 directive.span,
                                 notes=[Note("first here", choice_spans[name])],
                             )
