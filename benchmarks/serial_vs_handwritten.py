@@ -89,7 +89,7 @@ class Ranks:
             return Ranks(mine)
         limit = timedelta(seconds=patience)
         if kind == "cuda":
-            dist.init_process_group("nccl", timeout=limit, device_id=mine)
+            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=limit)  # as emitted programs do
         else:
             dist.init_process_group("gloo", timeout=limit)
         return Ranks(mine, dist.get_rank(), world, dist.new_group(backend="gloo", timeout=limit))
@@ -490,7 +490,9 @@ def run(
             load["kernels"] = {}
             for c in contenders:
                 journal.at(c.name)
-                load["kernels"][c.name] = kernels(ranks, c, inputs)
+                profiled = attempt(ranks, f"{c.name}, profile", lambda c=c, i=inputs: kernels(ranks, c, i))
+                if profiled:
+                    load["kernels"][c.name] = profiled
             journal.at("")
 
 
