@@ -14,12 +14,14 @@ BORROW := $(findstring --system-site-packages,$(VENV_FLAGS))
 INSTALL := $(if $(BORROW),--no-build-isolation -e .,-c constraints-dev.txt -e '.[dev]')
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test lint format golden wheel clean
+.PHONY: help dev demo test test-all lint format golden wheel clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 dev: $(STAMP) ## make .venv with epsc (editable) and every tool
+# Bytecode ahead of time: the first command is as quick as the second, also where Python may not write it.
+	@$(BIN)/python -m compileall -q epsc/*.py epsc/ir epsc/machine epsc/proof epsc/render grammar passes codegen
 
 # If $(PYTHON) lives in a venv itself, --system-site-packages would look past it: the .pth does not.
 $(STAMP): pyproject.toml constraints-dev.txt
@@ -34,6 +36,9 @@ demo: dev ## show what epsc does, on this machine
 
 test: dev lint ## everything that must pass before a commit
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-all: dev lint ## the same, and the tests that take long
+	$(BIN)/python -m pytest -m "" $(PYTEST_FLAGS)
 
 lint: dev ## ruff, mypy and the folder-import contracts
 	$(BIN)/ruff check

@@ -89,8 +89,9 @@ def understand(source: Source, options: Options | None = None) -> Layer:
     """
     faults = Faults()
     layer = _read(source, options or Options(), faults)
-    for decl in layer.schedules if layer else ():
-        _resolve(layer, decl, faults)
+    if layer:
+        for decl in layer.schedules:
+            _resolve(layer, decl, faults)
     faults.raise_if_any()
     if layer is None:
         raise AssertionError("the layer could not be built, and nobody said why")
