@@ -77,7 +77,7 @@ def expectation(accepted: set[str], before: str, at_start: bool) -> str:
         parts.append(_NAME_AFTER.get(before, "a name"))
         rest.remove("NAME")
     if "COMPARISON" in rest:
-        parts.append("a comparison (`<`, `<=`, `>`, `>=`)")
+        parts.append("a comparison (`==`, `!=`, `<`, `<=`, `>`, `>=`)")
         rest.remove("COMPARISON")
     parts += [f"`{FIXED[kind]}`" for kind in KINDS if kind in rest and kind in FIXED]
     return " or ".join(filter(None, [", ".join(parts[:-1]), parts[-1]])) if parts else "the end of the file"
@@ -122,7 +122,7 @@ def _known_cause(token: Token, before: str, accepted: set[str]) -> str | None:
     if token.kind == before == "EQUAL":
         return "one `=` is enough"
     if token.kind == "EQUAL" and "COMPARISON" in accepted:
-        return "a condition compares with `<`, `<=`, `>` or `>=`"
+        return "a condition compares with `==`, `!=`, `<`, `<=`, `>` or `>=`"
     if token.kind == "STAR" == before:
         return "there is no power operator"
     return None

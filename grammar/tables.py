@@ -8,7 +8,7 @@ END_STATE = 17
 FIXED = {'OPEN': '{', '_DOTS': '..', '_DOUBLE_SLASH': '//', 'LET': 'let', 'PRESET': 'preset', 'RBRACE': '}', 'TOKENS': 'tokens', 'CLUSTER': 'cluster', 'LAYER': 'layer', 'SCHEDULE': 'schedule', 'EQUAL': '=', 'AUTO': 'auto', 'LPAR': '(', 'RPAR': ')', 'COMMA': ',', 'COLON': ':', 'LSQB': '[', 'RSQB': ']', 'RETURN': 'return', 'SPLIT': 'split', 'BY': 'by', 'INTO': 'into', 'USE': 'use', 'FOR': 'for', 'WHEN': 'when', 'ELSE': 'else', 'RESERVE': 'reserve', 'SMS': 'sms', 'RUN': 'run', 'BESIDE': 'beside', 'BEFORE': 'before', 'ON': 'on', 'OVERLAP': 'overlap', 'NONE': 'none', 'PLUS': '+', 'MINUS': '-', 'STAR': '*', 'SLASH': '/'}
 """Text by kind of token."""
 
-PATTERNS = {'NAME': '[A-Za-z_][A-Za-z0-9_]*', 'FLOAT': '[0-9]+\\.[0-9]+([eE][+-]?[0-9]+)?|[0-9]+[eE][+-]?[0-9]+', 'INT': '[0-9]+', 'COMPARISON': '<=|>=|<|>'}
+PATTERNS = {'NAME': '[A-Za-z_][A-Za-z0-9_]*', 'FLOAT': '[0-9]+\\.[0-9]+([eE][+-]?[0-9]+)?|[0-9]+[eE][+-]?[0-9]+', 'INT': '[0-9]+', 'COMPARISON': '<=|>=|==|!=|<|>'}
 """Regular expression by kind of token."""
 
 RULES: tuple[tuple[str, str, int, tuple[int, ...], bool], ...] = (

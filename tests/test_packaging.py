@@ -15,8 +15,8 @@ import epsc
 pytest.importorskip("setuptools", minversion="77")
 
 ROOT = Path(__file__).parents[1]
-FLOW = ("codegen", "grammar", "passes")
-SHIPPED = {".jinja", ".lark", ".py", ".typed"}
+FLOW = ("codegen", "examples", "grammar", "passes")
+SHIPPED = {".eps", ".jinja", ".lark", ".py", ".typed"}
 
 
 def shipped_files(package: Path, name: str) -> set[str]:
