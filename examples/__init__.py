@@ -1,0 +1,1 @@
+"""Layers of published models, as `.eps` files that every install carries."""
