@@ -7,7 +7,7 @@ from typing import Any
 from epsc.codegen.constructor import constructor, given_modules
 from epsc.codegen.functions import Function, activation_function, route_function
 from epsc.codegen.gemms import Gemms
-from epsc.codegen.head import docstring, input_lines, shape_text, weight_lines
+from epsc.codegen.head import declared_lines, docstring, input_lines, shape_text, weight_lines
 from epsc.codegen.lines import Arg, Listing, call
 from epsc.codegen.memory import TORCH_DTYPES, Memory, base_dtype
 from epsc.codegen.names import Names, checked_dotted, checked_version, class_name, comment_lines, identifier, string
@@ -55,6 +55,7 @@ def context(schedule: Schedule, spec_text: str, version: str, load: tuple[int, i
         "dtype": TORCH_DTYPES[base_dtype(schedule)],
         "input_constants": input_lines(schedule),
         "weights": weight_lines(schedule, scope.weights),
+        "declared_weights": declared_lines(schedule, scope.weights),
         "layout_classes": _layout_classes(regions, scope),
         "op_files": _op_files(graph, regions, gemms, any(block.after for block in blocks)),
         "functions": list(functions.values()),
@@ -116,7 +117,7 @@ def _needs(gemms: Gemms, given: list[str]) -> dict[str, Any]:
     rows: list[str] = []
     for need in gemms.needs():
         args: list[Arg] = [string(need.step), string(need.plan), Listing("", tuple(map(string, need.devices)), "()")]
-        rows += call("", [*args, str(need.width)], ",", 4)
+        rows += call("", [*args, Listing("", tuple(map(str, need.widths)), "()")], ",", 4)
     files = ["given.jinja"] if given else []
     checks = ["self.given = checked_modules(given or {})"] if given else []
     if rows:
@@ -124,7 +125,7 @@ def _needs(gemms: Gemms, given: list[str]) -> dict[str, Any]:
         checks.append("check_grouped(self.device, dtype)")
     return {
         "need_files": files,
-        "need_rows": ["GROUPED: list[tuple[str, str, tuple[str, ...], int]] = [", *rows, "]"],
+        "need_rows": ["GROUPED: list[tuple[str, str, tuple[str, ...], tuple[int, ...]]] = [", *rows, "]"],
         "given_row": f"GIVEN = {Listing('', tuple(map(string, given)))!s}",
         "init_checks": checks,
     }

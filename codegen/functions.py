@@ -74,7 +74,7 @@ def route_function(name: str, a: RouteAttrs) -> Function:
             weights = "chosen"
         weights = "chosen / (chosen.sum(-1, keepdim=True) + 1e-20)"
     if a.scale != 1.0:
-        weights = f"{f'({weights})' if ' ' in weights else weights} * {a.scale!r}"
+        weights = f"{weights} * {a.scale!r}"
     body.append(f"return experts, {weights}")
     return Function(name, tuple(parameters), "tuple[Tensor, Tensor]", _route_doc(a), _indented(body))
 
@@ -84,17 +84,16 @@ def _score(what: str, a: RouteAttrs) -> str:
 
 
 def _route_doc(a: RouteAttrs) -> str:
-    parts = [f"The best {a.top_k} of {a.experts} experts for each token"]
+    lines = [f"The best {a.top_k} of {a.experts} experts for each token.", ""]
     if a.groups > 1:
         by = "best expert" if a.group_by is GroupBy.MAX else "best two experts"
-        parts.append(f"from its best {a.top_groups} of {a.groups} groups (by their {by})")
+        lines.append(f"From its best {a.top_groups} of {a.groups} groups, by their {by}.")
     if a.choice_bias:
-        parts.append("chosen with a bias that does not weigh")
-    doc = ", ".join(parts)
-    how = f"{a.score} over {'the chosen' if a.choose is Choose.BY_LOGIT else 'all'}"
-    how = how if a.score is Score.SOFTMAX else f"a {a.score} each"
+        lines.append("Chosen with a bias that does not weigh.")
+    over = "the chosen" if a.choose is Choose.BY_LOGIT else "all"
+    how = f"softmax over {over}" if a.score is Score.SOFTMAX else "a sigmoid each"
     more = (", divided by their sum" if a.renorm else "") + (f", times {a.scale:g}" if a.scale != 1.0 else "")
-    return f"{doc}.\n\nWeights: {how}{more}."
+    return "\n".join([*lines, f"Weights: {how}{more}."])
 
 
 def activation_function(name: str, a: ActAttrs) -> Function:

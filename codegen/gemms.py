@@ -28,8 +28,8 @@ class Need:
     step: str
     plan: str
     devices: tuple[str, ...]
-    width: int
-    """Elements of the rows that are read with a stride."""
+    widths: tuple[int, ...]
+    """Elements per row of what it reads."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,10 @@ class Gemms:
             node = self.schedule.node(step)
             assert isinstance(node.attrs, ExpertGemmAttrs)
             read = self.schedule.graph.types[node.ins[0]].shape[1].scale
-            width = node.attrs.out if node.attrs.transposed else read
             devices = tuple(d for d in ("cuda", "cpu") if "grouped" in _possible(step.impl, d))
-            # Both strides must fit: that of the rows, and that of the weights.
-            for each in dict.fromkeys((read, width)):
-                found[step.node if each == read else f"{step.node} (weight)"] = Need(
-                    step.node, f"{step.node} = {step.impl}", devices, each
-                )
+            # The strides of the rows and of the weights: those of `[in, out]` are `out`.
+            widths = tuple(dict.fromkeys((read, node.attrs.out if node.attrs.transposed else read)))
+            found[step.node] = Need(step.node, f"{step.node} = {step.impl}", devices, widths)
         return list(found.values())
 
 

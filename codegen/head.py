@@ -68,6 +68,17 @@ def weight_lines(schedule: Schedule, attributes: dict[str, str]) -> list[str]:
     return [*lines, "}"]
 
 
+def declared_lines(schedule: Schedule, attributes: dict[str, str]) -> list[str]:
+    """The weights as attributes of the class, with the shapes that one rank holds."""
+    lines = []
+    for param in schedule.graph.params:
+        first, *rest = (dim.scale for dim in param.type.shape)
+        shape = [first // schedule.ep if param.sharded else first, *rest]
+        whose = f" of {first} experts" if param.sharded else ""
+        lines.append(f"{attributes[param.name]}: Tensor  # {shape}{whose}")
+    return lines
+
+
 def shape_text(type: Tensor) -> str:
     """`[tokens, 64]`."""
     return f"[{', '.join(map(str, type.shape))}]"

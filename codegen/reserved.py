@@ -12,7 +12,7 @@ FILE = _words("""
     ThreadPoolExecutor contextmanager nullcontext timedelta accumulate pairwise Path median quantiles Any NamedTuple
     torch dist F Tensor nn annotations safe_open
     LAYER SCHEDULE VERSION EP TOKENS DTYPE INPUTS WEIGHTS GROUPED IDLE Mark Get Raw Weight
-    Run Lane Host Transport nccl_options Part Sizes Layout ByExpert ByToken
+    Run Lane Step Host Transport nccl_options Part Sizes Layout ByExpert ByToken
     view by_tokens length keep router_logits weighted_sum
     grouped_mm grouped_gemm dense_gemm batched_gemm expert_of_rows check_grouped opened shape_of
     every_expert fresh weighted reference generator made_up source fill inputs everyone settle check nan_max bench
@@ -34,6 +34,6 @@ MODULE = _words("""
     register_forward_hook register_forward_pre_hook register_full_backward_hook register_full_backward_pre_hook
     register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module register_parameter
     register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule
-    share_memory state_dict to to_empty training type xpu zero_grad
+    share_memory state_dict to to_empty train training type xpu zero_grad
     """)
 """Attributes of the module: torch's, and the program's own."""

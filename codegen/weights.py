@@ -25,6 +25,8 @@ def _scale(node: Node, index: int, shape: list[int]) -> float:
         transposed = isinstance(attrs, GemmAttrs | ExpertGemmAttrs) and attrs.transposed
         return float(max(1, shape[-2 if transposed else -1]) ** -0.5)
     if isinstance(attrs, RouteAttrs) and index == len(node.params) - 1 and attrs.choice_bias:
-        small = attrs.score is Score.SOFTMAX and attrs.choose is Choose.BY_SCORE
-        return 0.1 / attrs.experts if small else 0.1
+        if attrs.choose is Choose.BY_LOGIT:
+            return 0.1
+        # Small beside the differences between scores, or every token would choose the same experts.
+        return 0.02 if attrs.score is Score.SIGMOID else 0.1 / attrs.experts
     return 0.1
