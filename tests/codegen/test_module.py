@@ -1,0 +1,113 @@
+"""What the class in a program does besides computing: weights, conditions, choices."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.codegen.layers import written
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[ModuleType]:
+    yield from load_program("tiny", "eps", tmp_path)
+
+
+@pytest.fixture
+def oss(tmp_path: Path) -> Iterator[ModuleType]:
+    yield from load_program("oss", "grouped", tmp_path)
+
+
+def load_program(layer: str, schedule: str, folder: Path) -> Iterator[ModuleType]:
+    path = folder / "program.py"
+    path.write_text(written(layer, schedule, ep="1").text, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("program", path)
+    assert spec and spec.loader
+    program = importlib.util.module_from_spec(spec)
+    sys.modules["program"] = program
+    spec.loader.exec_module(program)
+    yield program
+    del sys.modules["program"]
+
+
+def state(program: ModuleType) -> dict[str, torch.Tensor]:
+    return {name: torch.randn(weight.shape) for name, weight in program.WEIGHTS.items()}
+
+
+def make(program: ModuleType, **more: Any) -> Any:
+    return program.Tiny(device="cpu", dtype=torch.float32, **more)
+
+
+def test_loads_a_state_dict(tiny: ModuleType) -> None:
+    given = state(tiny)
+    layer = make(tiny).load(given)
+    assert torch.equal(layer.gate_up, given["gate_up"])
+    assert torch.equal(layer.r_weight, given["r.weight"])
+    assert not any(p.requires_grad for p in layer.parameters())
+    again = make(tiny).load(layer.state_dict())
+    assert torch.equal(again.down, given["down"])
+
+
+def test_loads_files(tiny: ModuleType, tmp_path: Path) -> None:
+    given = state(tiny)
+    torch.save(given, tmp_path / "weights.pt")
+    assert torch.equal(make(tiny).load(tmp_path / "weights.pt").down, given["down"])
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file(given, tmp_path / "weights.safetensors")
+    assert torch.equal(make(tiny).load(str(tmp_path / "weights.safetensors")).down, given["down"])
+    raw = tiny.source(make(tiny), SimpleNamespace(weights=str(tmp_path / "weights.safetensors"), seed=0))
+    assert torch.equal(raw("down", 3), given["down"][3])
+
+
+def test_takes_the_experts_of_its_rank(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = state(tiny)
+    monkeypatch.setattr(tiny, "EP", 4)
+    monkeypatch.setattr(tiny.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(tiny.dist, "get_world_size", lambda group=None: 4)
+    monkeypatch.setattr(tiny.dist, "get_rank", lambda group=None: 2)
+    monkeypatch.setattr(tiny, "Transport", lambda *args: None)
+    assert torch.equal(make(tiny).load(given).gate_up, given["gate_up"][6:9])
+    sharded = {**given, "gate_up": given["gate_up"][:3]}
+    assert torch.equal(make(tiny).load(sharded).gate_up, given["gate_up"][:3])
+
+
+def test_all_weights_that_do_not_fit_are_told(tiny: ModuleType) -> None:
+    given = state(tiny)
+    del given["r.weight"]
+    given["down"] = given["down"][:, :5]
+    with pytest.raises(ValueError, match="2 weights cannot be loaded") as error:
+        make(tiny).load(given)
+    assert "r.weight: missing" in str(error.value)
+    assert "down: has shape [12, 5, 32], should have [12, 64, 32]" in str(error.value)
+
+
+def test_counts_choices(tiny: ModuleType) -> None:
+    layer = make(tiny).load(state(tiny))
+    layer(torch.randn(2, 64))
+    layer(torch.randn(200, 64))
+    taken = {gemm for step, gemm in layer.choices if step.startswith("gate_up")}
+    assert taken == {"grouped_gemm", "dense_gemm"}
+
+
+def test_needs_are_checked_when_a_module_is_made(oss: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    oss.Oss(device="cpu", dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="`gu = grouped`: on CUDA grouped_mm needs bfloat16"):
+        oss.check_grouped(torch.device("cuda"), torch.float32)
+    monkeypatch.setattr(oss, "GROUPED", [("gate_up", "gate_up = grouped", ("cpu",), (30,))])
+    with pytest.raises(ValueError, match="rows of gate_up have 60 bytes, no multiple of 16"):
+        oss.Oss(device="cpu", dtype=torch.bfloat16)
+    monkeypatch.setattr(oss, "grouped_mm", None)
+    with pytest.raises(ValueError, match="no grouped_mm"):
+        oss.Oss(device="cpu", dtype=torch.bfloat16)
+
+
+def test_all_tokens_to_one_expert(tiny: ModuleType) -> None:
+    layer = make(tiny).load(state(tiny))
+    x = torch.ones(50, 64)
+    assert torch.isfinite(layer(x)).all()
+    assert torch.allclose(layer(x), layer(x[:1]).expand(50, 64), rtol=1e-4, atol=1e-4)
