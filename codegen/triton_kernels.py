@@ -1,0 +1,95 @@
+"""Kernels: the text of Triton kernels, and of the functions that launch them, for what one program asks of them.
+
+The text goes into a program once `head` stands before it. It asks for `from __future__ import annotations`, `Any`,
+`torch` and `Tensor`, and for triton only when something is launched.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from jinja2 import Environment, StrictUndefined
+
+from epsc.ir.attrs import Act, ActAttrs
+
+
+def head() -> str:
+    """What every kernel needs: triton where it is there, and names for it where it is not."""
+    return _rendered("triton_head.jinja")
+
+
+def weighted_sum(name: str = "fused_weighted_sum") -> str:
+    """`name(rows, place, weights, out=None, addend=None)`: y[t] = sum of w[t, k] * rows[place[t, k]] (+ addend[t])."""
+    return _rendered("triton_weighted_sum.jinja", name=name)
+
+
+def activation(name: str, attrs: ActAttrs) -> str:
+    """`name(x, out)`: the activation of `attrs`, with the parameters of `functions.activation_function`."""
+    at = "rows * WIDTH + columns"
+    load = [f"x = tl.load(x + {at}, inside, 0.0).to(tl.float32)"]
+    doc = f"{attrs.fn}, elementwise, in fp32."
+    if attrs.fn.gated:
+        load = [
+            "gate = tl.load(x + rows * (2 * WIDTH) + columns, inside, 0.0).to(tl.float32)",
+            "up = tl.load(x + rows * (2 * WIDTH) + WIDTH + columns, inside, 0.0).to(tl.float32)",
+        ]
+        doc = f"{attrs.fn} in fp32: gate and up are halves of `x`."
+    if attrs.fn.gated and attrs.interleaved:
+        load = [
+            "# Pairs are loaded as they lie, and parted in registers: a load of every other element wastes half.",
+            "both = program % PIECES * (2 * COLUMNS) + tl.arange(0, 2 * COLUMNS)[None, :]",
+            "there = (rows < count) & (both < 2 * WIDTH)",
+            "pairs = tl.load(x + rows * (2 * WIDTH) + both, there, 0.0).to(tl.float32)",
+            "gate, up = tl.split(tl.reshape(pairs, (ROWS, COLUMNS, 2)))",
+        ]
+        doc = f"{attrs.fn} in fp32: gate and up are alternating columns of `x`."
+    return _rendered("triton_activation.jinja", name=name, load=load, compute=activation_lines(attrs), doc=doc)
+
+
+def activation_lines(attrs: ActAttrs) -> list[str]:
+    """Lines that make `result` of the fp32 tensor `x`, or of `gate` and `up`.
+
+    Clamps are comparisons, because Triton's minimum and maximum hide NaN, and torch's do not.
+    """
+    limit = attrs.limit
+    if not attrs.fn.gated:
+        lines = [f"x = {_clamped('x', limit)}"] if limit > 0 else []
+        return [*lines, f"result = {_UNGATED[attrs.fn]}"]
+    lines = [f"gate = tl.where(gate > {limit!r}, {limit!r}, gate)", f"up = {_clamped('up', limit)}"]
+    up = f"(up + {attrs.offset!r})" if attrs.offset else "up"
+    gate = _gelu("gate") if attrs.fn is Act.GEGLU else _silu("gate", attrs.alpha)
+    return [*(lines if limit > 0 else []), f"result = {gate} * {up}"]
+
+
+def move_rows() -> str:
+    """`gather_rows(rows, index, out, divide=1)` and `scatter_rows(rows, index, out)`."""
+    return _rendered("triton_move_rows.jinja")
+
+
+def _clamped(name: str, limit: float) -> str:
+    return f"tl.where({name} > {limit!r}, {limit!r}, tl.where({name} < {-limit!r}, {-limit!r}, {name}))"
+
+
+def _gelu(name: str) -> str:
+    return f"0.5 * {name} * (1.0 + tl.erf({name} * 0.7071067811865476))"
+
+
+def _silu(name: str, alpha: float = 1.0) -> str:
+    return f"{name} / (1.0 + tl.exp({-alpha!r} * {name}))"
+
+
+_UNGATED = {
+    Act.RELU: "tl.where(x < 0.0, 0.0, x)",
+    Act.RELU2: "tl.where(x < 0.0, 0.0, x * x)",
+    Act.SILU: _silu("x"),
+    Act.GELU: _gelu("x"),
+    Act.SIGMOID: "1.0 / (1.0 + tl.exp(-x))",
+}
+
+
+def _rendered(template: str, **facts: object) -> str:
+    environment = Environment(
+        undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    text = (resources.files("epsc.codegen") / "templates" / template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(facts)
