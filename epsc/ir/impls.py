@@ -174,7 +174,7 @@ def impls_of(kind: str) -> dict[str, Impl]:
 
 
 class Metric(StrEnum):
-    """Numbers that a choice may look at; all are of the op's own chunk on this rank, but `device`."""
+    """Numbers that a choice may look at. Rows are those of the op's own chunk, on this rank."""
 
     ROWS = "rows"
     """Rows that arrived for the expert group."""
@@ -183,7 +183,7 @@ class Metric(StrEnum):
     MAX_ROWS = "max_rows"
     """Rows of the fullest expert of the group."""
     TOKENS = "tokens"
-    """Rows of the layer's input on this rank."""
+    """Rows of the layer's input on this rank, the same for all chunks."""
     DEVICE = "device"
     """`cuda` or `cpu`, known when the program starts."""
 

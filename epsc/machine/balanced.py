@@ -74,15 +74,13 @@ def row_count(step: Step, schedule: Schedule, load: int) -> float:
 
 def known_numbers(step: Step, schedule: Schedule, load: int, backend: str) -> dict[Metric, int | str]:
     """What a `Choice` may look at, for one step on a `cuda` or `cpu` device."""
-    node = schedule.node(step)
     rows = row_count(step, schedule, load)
     mean = int(rows / (group_experts(step, schedule) or 1))
-    own = tuple(cut for cut in step.cuts if cut.axis in (Axis.TOKENS, Axis.BATCH))
     return {
         Metric.ROWS: int(rows),
         Metric.MEAN_ROWS: mean,
         Metric.MAX_ROWS: mean,
-        Metric.TOKENS: int(load * share(own, schedule, node, load)),
+        Metric.TOKENS: load,
         Metric.DEVICE: backend,
     }
 
