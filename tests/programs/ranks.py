@@ -31,7 +31,7 @@ class Job:
     tokens: tuple[int, ...]
     """Per rank."""
     routing: str = "random"
-    """random; one: every token wants the same experts; shunned: nobody wants expert 0; skewed: some far more than others."""
+    """random; one: every token wants the same experts; shunned: nobody wants expert 0; skewed: some are wanted more."""
     seed: int = 0
     forwards: int = 2
 

@@ -68,10 +68,9 @@ def test_a_hang_names_the_step_of_every_rank(
     layer = driver.understand(driver.read(EXAMPLES[1]), driver.Options({"ep": "2"}, preset="small"))
     job = prepare(layer, "serial", (8, 8))
     text = Path(job.program).read_text()
-    broken = text.replace(
-        "    def forward(self, x: Tensor) -> Tensor:\n",
-        "    def forward(self, x: Tensor) -> Tensor:\n        if self.rank == 1:\n            self.run.at = 'a nap'\n            time.sleep(60)\n",
-    )
+    head = "    def forward(self, x: Tensor) -> Tensor:\n"
+    nap = "        if self.rank == 1:\n            self.run.at = 'a nap'\n            time.sleep(60)\n"
+    broken = text.replace(head, head + nap)
     assert broken != text
     path = tmp_path / "hangs.py"
     path.write_text(broken)
