@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from epsc.codegen.constructor import constructor, given_modules
@@ -9,7 +10,7 @@ from epsc.codegen.functions import Function, activation_function, route_function
 from epsc.codegen.gemms import Gemms
 from epsc.codegen.head import declared_lines, docstring, input_lines, shape_text, weight_lines
 from epsc.codegen.lines import Arg, Listing, call
-from epsc.codegen.memory import TORCH_DTYPES, Memory, base_dtype
+from epsc.codegen.memory import TORCH_DTYPES, Memory, base_dtype, dtype_text
 from epsc.codegen.names import Names, checked_dotted, checked_version, class_name, comment_lines, identifier, string
 from epsc.codegen.ops import Ops, Scope
 from epsc.codegen.reference import Reference
@@ -17,7 +18,7 @@ from epsc.codegen.regions import Regions
 from epsc.codegen.reserved import FILE, FORWARD, MODULE, REFERENCE
 from epsc.codegen.steps import Steps
 from epsc.ir.attrs import ActAttrs, CallAttrs, RouteAttrs
-from epsc.ir.dims import Axis
+from epsc.ir.dims import Axis, DType, Tensor
 from epsc.ir.graph import Graph
 from epsc.ir.schedule import Schedule
 
@@ -57,7 +58,7 @@ def context(schedule: Schedule, spec_text: str, version: str, load: tuple[int, i
         "weights": weight_lines(schedule, scope.weights),
         "declared_weights": declared_lines(schedule, scope.weights),
         "layout_classes": _layout_classes(regions, scope),
-        "op_files": _op_files(graph, regions, gemms, any(block.after for block in blocks)),
+        "op_files": _op_files(graph, regions, gemms, any("keep" in block.op for block in blocks)),
         "functions": list(functions.values()),
         **_needs(gemms, given_modules(graph)),
         **constructor(schedule, regions, scope, cls),
@@ -104,6 +105,7 @@ def _op_files(graph: Graph, regions: Regions, gemms: Gemms, keeps: bool) -> list
         "op_chunks.jinja": bool(regions.ranges),
         "op_length.jinja": "length" in regions.helpers,
         "op_keep.jinja": keeps,
+        "op_expect.jinja": True,
         "op_router_logits.jinja": "route" in kinds,
         "op_weighted_sum.jinja": "unpermute_sum" in kinds,
         "gemm_expert_of_rows.jinja": bool(bias) and "grouped" in gemms.used,
@@ -139,6 +141,12 @@ def _forward(regions: Regions, inputs: list[str]) -> dict[str, Any]:
     )
     outs = ", ".join(shape_text(graph.types[value]) for value in graph.results)
     first = [f"tokens = len({inputs[0]})"]
+    base = base_dtype(regions.schedule)
+    first += [
+        line
+        for name, value in zip(inputs, graph.inputs, strict=True)
+        for line in _expect(name, graph.types[value], base)
+    ]
     first += [f"{name} = by_tokens(tokens, {n}, {copies})" for (n, copies), name in sorted(regions.ranges.items())]
     return {
         "class_doc": f"{graph.name}: {shapes} -> {outs}. Each rank brings its own tokens.",
@@ -147,6 +155,12 @@ def _forward(regions: Regions, inputs: list[str]) -> dict[str, Any]:
         "first_lines": first,
         "results": ", ".join(map(regions.variable, graph.results)),
     }
+
+
+def _expect(name: str, type: Tensor, base: DType) -> list[str]:
+    """A line that refuses what is not such an input."""
+    width = math.prod(dim.scale for dim in type.shape[1:])
+    return call("expect", [string(name), name, str(width), dtype_text(type.dtype, base, "self.dtype")])
 
 
 def _reference(graph: Graph, file_names: Names, functions: dict[object, str]) -> dict[str, Any]:

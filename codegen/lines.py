@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ def _argument(arg: Arg, pad: str) -> list[str]:
         opening, closing = arg.brackets[0], arg.brackets[1]
         items = [f"{pad}{INDENT}{item}," for item in arg.items]
         return [f"{pad}{arg.prefix}{opening}", *items, f"{pad}{closing},"]
+    if isinstance(arg, str) and not arg.startswith('"') and len(f"{pad}{arg},") > WIDTH:
+        # A choice between functions: a case per line.
+        return [f"{pad}{piece}" for piece in re.split(r" (?=if |else )", f"{arg},")]
     return [f"{pad}{arg},"]
 
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from epsc.codegen.lifetimes import last_uses
 from epsc.codegen.lines import Arg, Listing, call, comment
 from epsc.codegen.memory import Memory
 from epsc.codegen.names import string
 from epsc.codegen.ops import At, Op, Ops
 from epsc.codegen.regions import Regions, row_cut
-from epsc.ir.attrs import (
-    Direction,
-    RouteAttrs,
-    TransferAttrs,
-)
+from epsc.ir.attrs import Direction, RouteAttrs, TransferAttrs
 from epsc.ir.dims import Axis, Cut
 from epsc.ir.graph import Node
 from epsc.ir.impls import impls_of
@@ -39,7 +36,7 @@ class Block:
     op: Op
     """What the macro fills in."""
     after: tuple[str, ...] = ()
-    """What is issued last."""
+    """What is issued last, and what is given back then."""
 
 
 @dataclass
@@ -51,9 +48,11 @@ class Steps:
     memory: Memory
     ops: Ops
     awaited: frozenset[str] = field(init=False)
+    last_uses: dict[int, list[str]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.awaited = frozenset(wait.step for step in self.schedule.steps for wait in step.waits)
+        self.last_uses = last_uses(self.schedule, self.regions)
 
     def block(self, number: int, step: Step) -> Block:
         node = self.schedule.node(step)
@@ -73,8 +72,13 @@ class Steps:
             tuple(prepare),
             tuple(self._opening(step, node)),
             op,
-            (f"            keep(made, {op['keep']})",) if "keep" in op else (),
+            tuple(self._after(number, step, op)),
         )
+
+    def _after(self, number: int, step: Step, op: Op) -> list[str]:
+        lines = [f"            keep(made, {op['keep']})"] if "keep" in op else []
+        gone = self.last_uses.get(number, [])
+        return [*lines, *(f"        del {name}  # {step.lane} may use its memory again" for name in gone)]
 
     def _comment(self, step: Step, node: Node, cut: Cut | None) -> list[str]:
         lines = comment(f"{step.key}, on {step.lane}: {self._what(step, node, cut)}.", 8)

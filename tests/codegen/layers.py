@@ -26,6 +26,10 @@ schedule tokens {
   split sent, gate_up, h, down, back by tokens into 4
   use batched for gate_up when max_rows < 8 else dense
 }
+schedule many_cases {
+  use batched for gate_up when max_rows < 8 else dense when mean_rows > 1000 else batched when tokens == 17
+    else grouped when device == cuda else dense
+}
 schedule transfers_only {
   split sent, back by expert_group into 2
   run mlp beside sent
@@ -116,7 +120,10 @@ schedule eps {
 LAYERS = {"tiny": TINY, "oss": GPT_OSS, "v3": DEEPSEEK, "two": TWO, "v3_big": V3_BIG}
 
 ALL = [
-    *(("tiny", name) for name in ("serial", "eps", "tokens", "transfers_only", "products_only", "cut_in_order")),
+    *(
+        ("tiny", name)
+        for name in ("serial", "eps", "tokens", "many_cases", "transfers_only", "products_only", "cut_in_order")
+    ),
     *(("oss", name) for name in ("grouped", "dense", "batched")),
     *(("v3", name) for name in ("eps", "tokens")),
     ("two", "serial"),

@@ -86,6 +86,16 @@ def test_all_weights_that_do_not_fit_are_told(tiny: ModuleType) -> None:
     assert "down: has shape [12, 5, 32], should have [12, 64, 32]" in str(error.value)
 
 
+def test_other_inputs_are_refused(tiny: ModuleType) -> None:
+    layer = make(tiny).load(state(tiny))
+    with pytest.raises(
+        ValueError, match=r"x should be torch.float32 \[tokens, 64\], but is torch.float32 \[3, 5, 64\]"
+    ):
+        layer(torch.zeros(3, 5, 64))
+    with pytest.raises(ValueError, match=r"but is torch.bfloat16 \[3, 64\]"):
+        layer(torch.zeros(3, 64, dtype=torch.bfloat16))
+
+
 def test_counts_choices(tiny: ModuleType) -> None:
     layer = make(tiny).load(state(tiny))
     layer(torch.randn(2, 64))

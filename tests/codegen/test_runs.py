@@ -19,6 +19,7 @@ RUNS = [
     ("tiny", "eps", 2),
     ("tiny", "eps", 4),
     ("tiny", "tokens", 4),
+    ("tiny", "many_cases", 1),
     ("tiny", "transfers_only", 2),
     ("tiny", "products_only", 2),
     ("tiny", "cut_in_order", 2),
