@@ -9,10 +9,10 @@ from epsc.codegen.lines import Arg, call
 from epsc.codegen.memory import TORCH_DTYPES, base_dtype, dtype_text
 from epsc.codegen.names import string
 from epsc.codegen.plan import lane_lines, plan_table
-from epsc.codegen.weights import weight_scales
 from epsc.ir.attrs import RowsAttrs
 from epsc.ir.dims import Tensor
 from epsc.ir.graph import Graph
+from epsc.ir.scales import param_scales
 from epsc.ir.schedule import Schedule
 
 
@@ -55,7 +55,7 @@ def input_lines(schedule: Schedule) -> list[str]:
 def weight_lines(schedule: Schedule, attributes: dict[str, str]) -> list[str]:
     """A table of the weights: parameter -> attribute, shape and so on."""
     graph, base = schedule.graph, base_dtype(schedule)
-    scales = weight_scales(graph)
+    scales = param_scales(graph)
     lines = ["WEIGHTS: dict[str, Weight] = {"]
     for param in graph.params:
         shape = tuple(dim.scale for dim in param.type.shape)

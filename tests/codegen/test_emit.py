@@ -13,7 +13,6 @@ import pytest
 
 from epsc.codegen import emit
 from epsc.codegen.reserved import FILE, MODULE
-from epsc.codegen.weights import weight_scales
 from epsc.driver import plan, understand
 from epsc.ir.errors import EpsError
 from epsc.ir.schedule import Schedule, Stage
@@ -113,14 +112,6 @@ def test_names_that_programs_use_themselves() -> None:
     stores = {n.id for n in ast.walk(forward) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     assert {"torch_2", "self_2"} <= stores
     assert not {"torch", "self", "view", "F"} & stores
-
-
-@pytest.mark.parametrize(("layer", "schedule"), ALL)
-def test_made_up_weights_are_those_of_the_oracle(layer: str, schedule: str) -> None:
-    from epsc.interpret_weights import param_scales
-
-    graph = planned(layer, schedule).schedule.graph
-    assert weight_scales(graph) == param_scales(graph)
 
 
 def test_only_a_finished_schedule() -> None:

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from epsc.interpret import interpret
-from epsc.interpret_weights import param_scales, random_inputs, random_param, random_weights
+from epsc.interpret_weights import random_inputs, random_param, random_weights
 from epsc.ir.attrs import Act, ActAttrs, Choose, ExpertGemmAttrs, RouteAttrs, Score
 from epsc.ir.errors import EpsError
+from epsc.ir.scales import param_scales
 from tests.interpret.build import Build, moe
 
 ACT = ActAttrs(Act.SWIGLU)
