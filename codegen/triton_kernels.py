@@ -6,6 +6,7 @@ The text goes into a program once `head` stands before it. It asks for `from __f
 
 from __future__ import annotations
 
+from dataclasses import astuple, dataclass
 from importlib import resources
 
 from jinja2 import Environment, StrictUndefined
@@ -64,6 +65,82 @@ def activation_lines(attrs: ActAttrs) -> list[str]:
 def move_rows() -> str:
     """`gather_rows(rows, index, out, divide=1)` and `scatter_rows(rows, index, out)`."""
     return _rendered("triton_move_rows.jinja")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a product is cut, as programs have it."""
+
+    rows: int = 128
+    columns: int = 256
+    depth: int = 64
+    warps: int = 8
+    stages: int = 4
+    band: int = 8
+
+    def __str__(self) -> str:
+        return f"Tile({', '.join(str(each) for each in astuple(self))})"
+
+
+def tiles() -> str:
+    """What every `expert_gemm` needs, once."""
+    return _rendered("triton_tiles.jinja") + _rendered("triton_ends_at.jinja")
+
+
+def expert_gemm(
+    name: str,
+    attrs: ActAttrs | None = None,
+    *,
+    by_tile: bool = True,
+    flatten: bool = True,
+    specialize: bool = False,
+) -> str:
+    """`name(rows, weight, ends, out, programs=0)`: each expert on its rows, then the gated activation of `attrs`."""
+    weights = "weight.load([expert, column, deep])"
+    out_columns, stored = "COLUMNS", "COLUMNS // 2"
+    epilogue = [
+        "# In two halves: the room that a whole tile takes before it is stored is worth one more load under way.",
+        "left, right = tl.split(tl.permute(total.reshape(ROWS, 2, STORED), (0, 2, 1)))",
+    ]
+    stores = [("left", "column"), ("right", "column + STORED")]
+    doc = "The rows of each expert times its weight, summed in fp32."
+    wide = "out"
+    describe = ["shape, block = [experts, wide, deep], [1, tile.columns, tile.depth]"]
+    if attrs:
+        out_columns, stored = "COLUMNS // 2", "OUT_COLUMNS"
+        weights = "weight.load([2 * expert, column, deep])"
+        epilogue = [
+            "# A row of the tile is in one warp, gate and up of a column in one thread: this moves nothing.",
+            "gate, up = tl.split(tl.permute(total.reshape(ROWS, 2, OUT_COLUMNS), (0, 2, 1)))",
+            *activation_lines(attrs),
+        ]
+        stores = [("result", "column")]
+        doc = f"The rows of each expert times its weight, and {attrs.fn} of the fp32 sums, in one launch."
+        wide = "2 * out"
+        describe = [
+            "# Gate and up lie one after the other in each expert. As a dimension of their own, one load takes both.",
+            "shape, block = [2 * experts, width, deep], [2, tile.columns // 2, tile.depth]",
+        ]
+        if attrs.interleaved:
+            weights = "weight.load([expert, 2 * column, deep])"
+            epilogue = ["gate, up = tl.split(total.reshape(ROWS, OUT_COLUMNS, 2))", *activation_lines(attrs)]
+            describe = ["shape, block = [experts, wide, deep], [1, tile.columns, tile.depth]"]
+    return _rendered(
+        "triton_expert_gemm.jinja",
+        name=name,
+        weights=weights,
+        out_columns=out_columns,
+        stored=stored,
+        epilogue=epilogue,
+        stores=stores,
+        doc=doc,
+        wide=wide,
+        describe=describe,
+        choose=[f"tile = {Tile()}"],
+        by_tile=by_tile,
+        flatten=flatten,
+        specialize=specialize,
+    )
 
 
 def _clamped(name: str, limit: float) -> str:

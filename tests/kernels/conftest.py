@@ -7,13 +7,21 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from epsc.codegen.triton_kernels import head
 
 Load = Callable[[str], ModuleType]
-IMPORTS = "from __future__ import annotations\n\nfrom typing import Any\n\nimport torch\nfrom torch import Tensor\n\n"
+IMPORTS = """from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+"""
 
 
 @pytest.fixture
@@ -23,6 +31,15 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     # Triton asks each time that it makes a kernel, not only when it is imported.
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(triton.knobs.runtime, "interpret", True, raising=False)
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        """Triton 3.6 makes a loop bound of an array of one number, which numpy 2.4 no longer takes for a number."""
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
     made = []
 
     def load(text: str) -> ModuleType:

@@ -1,0 +1,379 @@
+"""Kernels beside the torch ops that they replace, on one GPU: `python -m benchmarks.kernels`.
+
+Every kernel is checked on fresh random numbers against fp32 arithmetic, with outputs full of NaN before. A time is the
+median of at least 15 launches between two events; the operands are those of a layer, several times the L2 cache, and
+launches take turns on two sets of them where they are small.
+
+`--tiles` tries every way to cut an expert product, and says which is the fastest for what. `--warm I/N` compiles
+the I-th of every N kernels into Triton's cache, and measures nothing: start N of them at a time before `--tiles`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import itertools
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from statistics import median
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from epsc.codegen.triton_kernels import Tile, activation, expert_gemm, head, move_rows, tiles, weighted_sum
+from epsc.ir.attrs import Act, ActAttrs
+
+SWIGLU = ActAttrs(Act.SWIGLU)
+PAIRS = ActAttrs(Act.SWIGLU, 7.0, 1.702, 1.0, interleaved=True)
+BF16 = torch.bfloat16
+LIMIT = 1e-2
+IMPORTS = """from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+"""
+WAYS = {
+    "": dict(),
+    "nested": dict(flatten=False),
+    "specialized": dict(flatten=False, specialize=True),
+    "by thread": dict(by_tile=False),
+}
+"""Ways to write the product besides the one that programs use."""
+
+TILES = (
+    Tile(128, 256, 64, 8, 4, 8),
+    Tile(128, 256, 64, 8, 3, 8),
+    Tile(128, 256, 64, 8, 4, 4),
+    Tile(128, 256, 64, 8, 4, 16),
+    Tile(128, 128, 64, 8, 5, 8),
+    Tile(128, 128, 64, 4, 3, 8),
+    Tile(64, 256, 64, 4, 4, 8),
+    Tile(64, 256, 64, 8, 4, 8),
+    Tile(64, 128, 128, 4, 4, 8),
+    Tile(64, 128, 64, 4, 4, 8),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An expert product: `rows` in all, `experts` of [wide, deep]."""
+
+    name: str
+    experts: int
+    rows: int
+    wide: int
+    deep: int
+    gated: bool = False
+    even: bool = False
+
+
+CASES = (
+    *(Case("DeepSeek-V2 up", 160, n, 3072, 5120, True) for n in (6144, 24576, 49152)),
+    *(Case("DeepSeek-V2 down", 160, n, 5120, 1536) for n in (6144, 24576, 49152)),
+    Case("DeepSeek-V2 up, half", 80, 51200, 3072, 5120, True, even=True),
+    Case("DeepSeek-V2 down, half", 80, 51200, 5120, 1536, even=True),
+    *(Case("Qwen3-30B up", 128, n, 1536, 2048, True) for n in (16384, 131072)),
+    *(Case("Qwen3-30B down", 128, n, 2048, 768) for n in (16384, 131072)),
+    Case("Mixtral up", 4, 16384, 28672, 4096, True),
+    Case("Mixtral down", 4, 16384, 4096, 14336),
+    Case("DBRX up", 8, 16384, 21504, 6144, True),
+    Case("DBRX down", 8, 16384, 6144, 10752),
+)
+
+
+def load(text: str) -> ModuleType:
+    """The module of kernels; Triton reads their source, so it must be a file."""
+    folder = Path(tempfile.mkdtemp())
+    path = folder / "kernels.py"
+    path.write_text(IMPORTS + head() + text)
+    spec = importlib.util.spec_from_file_location(f"kernels_{folder.name}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def milliseconds(launch: Callable[[], object], times: int = 15) -> float:
+    """The median; fewer than 15 only for what takes very long."""
+    for _ in range(3):
+        launch()
+    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(times)]
+    for start, end in marks:
+        start.record()
+        launch()
+        end.record()
+    torch.cuda.synchronize()
+    return median(start.elapsed_time(end) for start, end in marks)
+
+
+def error(got: Tensor, right: Tensor) -> float:
+    """Relative to the norm; NaN where something was not written."""
+    off, all_of_it = 0.0, 0.0
+    for a, b in zip(got.split(4096), right.split(4096), strict=True):
+        off += float((a.float() - b.float()).square().sum())
+        all_of_it += float(b.float().square().sum())
+    return (off / all_of_it) ** 0.5
+
+
+def nan(*shape: int) -> Tensor:
+    return torch.full(shape, torch.nan, dtype=BF16, device="cuda")
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=BF16, device="cuda")
+
+
+def turns(launch: Callable[[Any], object], sets: list[Any]) -> Callable[[], object]:
+    """The same launch on one set of operands after the other."""
+    following = itertools.cycle(sets)
+    return lambda: launch(next(following))
+
+
+@dataclass
+class Table:
+    """Results: printed as they come, and kept."""
+
+    found: list[dict[str, Any]]
+
+    def row(self, name: str, ms: float, work: float, unit: str, err: float, torch_ms: float, note: str) -> None:
+        """`work`: bytes, or operations."""
+        rate = work / ms / (1e6 if unit == "GB/s" else 1e9)
+        fault = "" if err <= LIMIT else "  WRONG"
+        print(
+            f"{name:58} {ms:7.3f} ms {rate:7.0f} {unit:8} error {err:.1e}  torch {torch_ms:7.3f} ms"
+            f"  x{torch_ms / ms:5.2f}  {note}{fault}",
+            flush=True,
+        )
+        self.found.append(dict(name=name, ms=ms, rate=rate, unit=unit, error=err, torch_ms=torch_ms, note=note))
+
+
+def rows_kernels(table: Table) -> None:
+    """The weighted sum and the moves."""
+    kernels = load(weighted_sum() + move_rows())
+    layers = (("DeepSeek-V2", 8192, 6, 5120), ("Qwen3-30B", 16384, 8, 2048), ("DeepSeek-V2", 512, 6, 5120))
+    for name, tokens, k, hidden in layers:
+        count = tokens * k
+        sets = []
+        for _ in range(2):
+            weights = torch.rand(tokens, k, device="cuda")
+            sets.append((random(count, hidden), torch.randperm(count, device="cuda"), weights, nan(tokens, hidden)))
+        rows, place, weights, out = sets[0]
+        addend = random(tokens, hidden)
+        right = torch.zeros(tokens, hidden, device="cuda")
+        for j in range(k):
+            right += weights[:, j, None] * rows[place.view(tokens, k)[:, j]].float()
+        moved = tokens * hidden * 2 * (k + 1)
+        err = error(kernels.fused_weighted_sum(rows, place, weights, out), right)
+        with_addend = kernels.fused_weighted_sum(rows, place, weights, nan(tokens, hidden), addend)
+        err_added = error(with_addend, right + addend.float())
+
+        def bag(each: Any) -> Tensor:
+            rows, place, weights, _ = each
+            index = place.view_as(weights)
+            return F.embedding_bag(index, rows, per_sample_weights=weights.to(rows.dtype), mode="sum")
+
+        def bag_and_add(each: Any, addend: Tensor = addend) -> Tensor:
+            return torch.add(bag(each), addend, out=each[3])
+
+        ours = milliseconds(turns(lambda s: kernels.fused_weighted_sum(*s), sets))
+        table.row(f"weighted_sum {name} T={tokens}", ours, moved, "GB/s", err, milliseconds(turns(bag, sets)), "")
+        ours = milliseconds(turns(lambda s, a=addend: kernels.fused_weighted_sum(*s, a), sets))
+        theirs = milliseconds(turns(bag_and_add, sets))
+        moved += tokens * hidden * 2
+        table.row(f"weighted_sum + addend {name} T={tokens}", ours, moved, "GB/s", err_added, theirs, "")
+
+        back = [(rows, place, nan(count, hidden)) for rows, place, *_ in sets]
+        moved = count * hidden * 4
+        err = error(kernels.gather_rows(*back[0]), rows[place])
+        ours = milliseconds(turns(lambda s: kernels.gather_rows(*s), back))
+        theirs = milliseconds(turns(lambda s: torch.index_select(s[0], 0, s[1], out=s[2]), back))
+        table.row(f"gather_rows {name} {count} rows", ours, moved, "GB/s", err, theirs, "")
+        back[0][2].fill_(torch.nan)
+        err = error(kernels.scatter_rows(*back[0])[place], rows)
+        ours = milliseconds(turns(lambda s: kernels.scatter_rows(*s), back))
+        theirs = milliseconds(turns(lambda s: s[2].index_copy_(0, s[1], s[0]), back))
+        table.row(f"scatter_rows {name} {count} rows", ours, moved, "GB/s", err, theirs, "")
+        x = [(random(tokens, hidden), place, out) for _, place, out in back]
+        err = error(kernels.gather_rows(*x[0], k), x[0][0][place // k])
+        moved = count * hidden * 2 + tokens * hidden * 2
+        ours = milliseconds(turns(lambda s, k=k: kernels.gather_rows(*s, k), x))
+        theirs = milliseconds(turns(lambda s, k=k: torch.index_select(s[0], 0, s[1] // k, out=s[2]), x))
+        table.row(f"gather_rows of tokens {name} {count} rows", ours, moved, "GB/s", err, theirs, "")
+
+
+def halves(x: Tensor, out: Tensor) -> Tensor:
+    """What programs do in torch."""
+    gate, up = x.chunk(2, dim=-1)
+    return torch.mul(F.silu(gate), up, out=out)
+
+
+def pairs(x: Tensor, out: Tensor) -> Tensor:
+    """The same for GPT-OSS."""
+    gate, up = x[:, ::2].clamp(max=7.0), x[:, 1::2].clamp(-7.0, 7.0)
+    return torch.mul(gate * torch.sigmoid(1.702 * gate), up + 1.0, out=out)
+
+
+def activation_kernels(table: Table) -> None:
+    """Activations from [rows, 2 * width] to [rows, width]."""
+    kernels = load(activation("halves", SWIGLU) + activation("pairs", PAIRS) + activation("relu2", ActAttrs(Act.RELU2)))
+    for name, count, width in (("DeepSeek-V2", 49152, 1536), ("Qwen3-30B", 131072, 768), ("Mixtral", 16384, 14336)):
+        sets = [(random(count, 2 * width), nan(count, width)) for _ in range(2)]
+        for form, in_torch in (("halves", halves), ("pairs", pairs)):
+            ours = getattr(kernels, form)
+            x, out = sets[0]
+            out.fill_(torch.nan)
+            ours(x, out)
+            err = error(out, in_torch(x.float(), torch.empty(count, width, device="cuda")))
+            ms = milliseconds(turns(lambda s, f=ours: f(*s), sets))
+            theirs = milliseconds(turns(lambda s, f=in_torch: f(*s), sets))
+            table.row(f"swiglu of {form} {name} {count} x {width}", ms, count * width * 6, "GB/s", err, theirs, "")
+    sets = [(random(49152, 3072), nan(49152, 3072)) for _ in range(2)]
+    kernels.relu2(*sets[0])
+    err = error(sets[0][1], sets[0][0].float().relu().square())
+    ms = milliseconds(turns(lambda s: kernels.relu2(*s), sets))
+    theirs = milliseconds(turns(lambda s: torch.square(torch.relu(s[0]), out=s[1]), sets))
+    table.row("relu2 49152 x 3072", ms, 49152 * 3072 * 4, "GB/s", err, theirs, "")
+
+
+def ways(every: bool) -> dict[tuple[str, bool], Callable[..., Tensor]]:
+    """The expert product in each way, plain and gated."""
+    names = WAYS if every else [""]
+    return {
+        (way, gated): load(tiles() + expert_gemm("gemm", SWIGLU if gated else None, **WAYS[way])).gemm
+        for way in names
+        for gated in (False, True)
+    }
+
+
+def variants(case: Case, every: bool) -> Iterable[tuple[str, Tile | None]]:
+    """What to try for a case."""
+    yield "", None
+    if every:
+        for tile in TILES:
+            if tile.rows == 64 or case.rows // case.experts > 64:
+                yield "", tile
+        if case.rows // case.experts > 300:
+            for way in WAYS:
+                if way:
+                    yield way, TILES[0] if way != "by thread" else replace(TILES[0], stages=3)
+
+
+def reference(case: Case, rows: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
+    """In fp32, of a part of the columns: enough to see what is wrong, in a fraction of the time."""
+    made = []
+    step = 64 if case.wide * case.deep > 2**25 else 1
+    for part, each in zip(rows.float().split(counts), weight, strict=True):
+        if case.gated:
+            gate, up = (part @ half[::step].float().T for half in each.chunk(2))
+            made.append(F.silu(gate) * up)
+        else:
+            made.append(part @ each[::step].float().T)
+    return torch.cat(made)
+
+
+def gemms(table: Table, case: Case, ways_to: dict[tuple[str, bool], Callable[..., Tensor]], every: bool) -> None:
+    """One expert product beside grouped_mm and, if it is gated, the activation that programs do after it."""
+    grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm
+    weight = random(case.experts, case.wide, case.deep).mul_(case.deep**-0.5)
+    chosen = torch.multinomial(torch.ones(case.experts), case.rows, replacement=True).bincount(minlength=case.experts)
+    counts = [case.rows // case.experts] * case.experts if case.even else chosen.tolist()
+    ends = torch.tensor(counts).cumsum(0).to("cuda", torch.int32)
+    rows = random(case.rows, case.deep)
+    width = case.wide // 2 if case.gated else case.wide
+    right = reference(case, rows, weight, counts)
+    flops = 2.0 * case.rows * case.wide * case.deep
+    theirs = milliseconds(lambda: grouped_mm(rows, weight.mT, offs=ends))
+    note = f"grouped_mm alone {theirs:.3f} ms, {flops / theirs / 1e9:.0f}"
+    if case.gated:
+        made, out = grouped_mm(rows, weight.mT, offs=ends), nan(case.rows, width)
+        theirs += milliseconds(lambda: halves(made, out))
+        del made, out
+    padded = nan(case.rows + 256, width)
+    results = []
+    for way, tile in variants(case, every):
+        gemm = ways_to[way, case.gated]
+        mean = case.rows // case.experts
+        what = f"{case.name} {case.experts} x {mean} {way} {astuple(tile) if tile else 'as programs do'}"
+        padded.fill_(torch.nan)
+        try:
+            gemm(rows, weight, ends, padded, 0, tile)
+            err = error(padded[: case.rows, :: width // right.shape[1]], right)
+            if not padded[case.rows :].isnan().all() or padded[: case.rows].isnan().any():
+                err = float("nan")
+            ms = milliseconds(functools.partial(gemm, rows, weight, ends, padded, 0, tile))
+        except Exception as fault:  # one that does not compile must not stop the others
+            print(f"{what}: {type(fault).__name__}: {str(fault)[:100]}", flush=True)
+            continue
+        table.row(what, ms, flops, "TFLOP/s", err, theirs, note)
+        results.append((ms, what))
+    if every and results:
+        print(f"  best: {min(results)[1]}", flush=True)
+    if "half" in case.name:
+        for programs in (132, 124, 116, 108, 100):
+            ms = milliseconds(functools.partial(ways_to["", case.gated], rows, weight, ends, padded, programs))
+            table.row(f"{case.name} on {programs} SMs", ms, flops, "TFLOP/s", 0.0, theirs, "")
+
+
+def warm(turn: str) -> None:
+    """Compile this process's share."""
+    mine, count = map(int, turn.split("/"))
+    jobs: dict[tuple[Any, ...], tuple[Case, str, Tile | None]] = {}
+    for case in CASES:
+        for way, tile in variants(case, True):
+            jobs.setdefault((case.wide, case.deep, way, tile), (case, way, tile))
+    ways_to = ways(True)
+    for i, (case, way, tile) in enumerate(jobs.values()):
+        if i % count == mine:
+            ends = torch.tensor([128], dtype=torch.int32, device="cuda")
+            out = nan(128, case.wide // 2 if case.gated else case.wide)
+            try:
+                rows, weight = random(128, case.deep), random(1, case.wide, case.deep)
+                ways_to[way, case.gated](rows, weight, ends, out, 0, tile)
+            except Exception as fault:  # said again when it is measured
+                print(f"{case} {way} {tile}: {type(fault).__name__}", file=sys.stderr)
+
+
+def main() -> int:
+    """Everything, or what was asked for."""
+    parser = argparse.ArgumentParser(description="Kernels beside the torch ops that they replace.")
+    parser.add_argument("--tiles", action="store_true", help="try every way to cut an expert product")
+    parser.add_argument("--only", default="", help="expert products with this in their name")
+    parser.add_argument("--no-rows", action="store_true", help="leave out all but expert products")
+    parser.add_argument("--warm", metavar="I/N", help="compile only")
+    parser.add_argument("--json", metavar="FILE", help="write the results")
+    args = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, seed {torch.seed()}")
+    if args.warm:
+        warm(args.warm)
+        return 0
+    start = time.monotonic()
+    table = Table([])
+    if not args.no_rows:
+        rows_kernels(table)
+        activation_kernels(table)
+    ways_to = ways(args.tiles)
+    for case in CASES:
+        if args.only in case.name:
+            gemms(table, case, ways_to, args.tiles)
+    if args.json:
+        Path(args.json).write_text(json.dumps(table.found, indent=1) + "\n")
+    print(f"{time.monotonic() - start:.0f} s")
+    return 0 if all(each["error"] <= LIMIT for each in table.found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

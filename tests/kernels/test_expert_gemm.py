@@ -1,0 +1,68 @@
+"""The persistent product over experts: uneven experts, experts without rows, tails in every dimension."""
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+
+from epsc.codegen.triton_kernels import Tile, expert_gemm, tiles
+from epsc.interpret import _activation
+from epsc.ir.attrs import Act, ActAttrs
+
+Load = Callable[[str], Any]
+SWIGLU = ActAttrs(Act.SWIGLU)
+COUNTS = ([5, 0, 40, 16], [0, 0, 0, 1], [32, 16, 0, 0], [0, 0, 0, 0])
+
+
+def problem(counts: list[int], wide: int, deep: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    numbers = torch.Generator().manual_seed(sum(counts) + wide)
+    rows = torch.randn(sum(counts) + 3, deep, generator=numbers).to(dtype)
+    weight = (torch.randn(len(counts), wide, deep, generator=numbers) / deep**0.5).to(dtype)
+    return rows, weight, torch.tensor(list(accumulate(counts)), dtype=torch.int32)
+
+
+def right(rows: torch.Tensor, weight: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    parts = rows[: sum(counts)].float().split(counts)
+    return torch.cat([part @ each.float().T for part, each in zip(parts, weight, strict=True)])
+
+
+@pytest.mark.parametrize("counts", COUNTS, ids=str)
+@pytest.mark.parametrize("by_tile", [True, False])
+def test_plain(load: Load, counts: list[int], by_tile: bool) -> None:
+    kernels = load(tiles() + expert_gemm("gemm", by_tile=by_tile))
+    rows, weight, ends = problem(counts, 40, 24, torch.bfloat16)
+    out = torch.full((len(rows), 40), torch.nan, dtype=rows.dtype)
+    assert kernels.gemm(rows, weight, ends, out, 3, Tile(16, 32, 16, 4, 1, 2)) is out
+    torch.testing.assert_close(out[: sum(counts)], right(rows, weight, counts).to(rows.dtype))
+    assert out[sum(counts) :].isnan().all()
+
+
+@pytest.mark.parametrize("counts", COUNTS[:2], ids=str)
+@pytest.mark.parametrize(
+    "attrs", [SWIGLU, ActAttrs(Act.SWIGLU, 0.7, 1.702, 1.0, interleaved=True), ActAttrs(Act.GEGLU)], ids=str
+)
+def test_activation_in_the_epilogue(load: Load, counts: list[int], attrs: ActAttrs) -> None:
+    kernels = load(tiles() + expert_gemm("gemm", attrs))
+    rows, weight, ends = problem(counts, 2 * 40, 24, torch.bfloat16)
+    out = torch.full((len(rows), 40), torch.nan, dtype=rows.dtype)
+    kernels.gemm(rows, weight, ends, out, 2, Tile(16, 32, 16, 4, 1, 2))
+    wanted = _activation(attrs, right(rows, weight, counts)).to(rows.dtype)
+    torch.testing.assert_close(out[: sum(counts)], wanted)
+    assert out[sum(counts) :].isnan().all()
+
+
+@pytest.mark.parametrize("counts", [[7, 0, 130, 1, 0], [0] * 7 + [40] + [0] * 3], ids=str)
+def test_row_tiles(load: Load, counts: list[int]) -> None:
+    kernels = load(tiles())
+    ends = list(accumulate(counts))
+    table = kernels.row_tiles(torch.tensor(ends, dtype=torch.int32), sum(counts), 16)
+    starts = [end - count for end, count in zip(ends, counts, strict=True)]
+    wanted = [
+        [first, end, expert]
+        for expert, (start, end) in enumerate(zip(starts, ends, strict=True))
+        for first in range(start, end, 16)
+    ]
+    assert table[0, 0] == len(wanted)
+    assert table[1 : 1 + len(wanted), :3].tolist() == wanted
