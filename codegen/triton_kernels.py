@@ -14,9 +14,10 @@ from jinja2 import Environment, StrictUndefined
 from epsc.ir.attrs import Act, ActAttrs
 
 
-def head() -> str:
-    """What every kernel needs: triton where it is there, and names for it where it is not."""
-    return _rendered("triton_head.jinja")
+def head(*, descriptors: bool = True) -> str:
+    """What every kernel needs: triton where it is there, and names for it where it is not; for `expert_gemm` also
+    `descriptors` of tensors."""
+    return _rendered("triton_head.jinja", descriptors=descriptors)
 
 
 def weighted_sum(name: str = "fused_weighted_sum") -> str:
