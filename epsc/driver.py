@@ -85,13 +85,10 @@ def read(path: Path) -> Source:
 def understand(source: Source, options: Options | None = None) -> Layer:
     """Source text -> lowered Graph, with the machine it is for. Raises EpsError with everything that is wrong.
 
-    Schedules are held against the layer too, so that a wrong one is reported whichever is used.
+    Schedules are not: one that cannot be had must not keep a user from another. `check` looks at all of them.
     """
     faults = Faults()
     layer = _read(source, options or Options(), faults)
-    if layer:
-        for decl in layer.schedules:
-            _resolve(layer, decl, faults)
     faults.raise_if_any()
     if layer is None:
         raise AssertionError("the layer could not be built, and nobody said why")
