@@ -68,6 +68,11 @@ def move_rows() -> str:
     return _rendered("triton_move_rows.jinja")
 
 
+def scatter_rows() -> str:
+    """`scatter_rows(rows, index, out)`: out[index[i]] = rows[i]. (For a gather, torch's index_select is as fast.)"""
+    return _rendered("triton_scatter_rows.jinja")
+
+
 @dataclass(frozen=True)
 class Tile:
     """How a product is cut, as programs have it."""
