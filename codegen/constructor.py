@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from epsc.codegen.lines import Arg, Listing, call
+from epsc.codegen.lines import Arg, Listing, assign, call
 from epsc.codegen.names import string
 from epsc.codegen.ops import Scope
 from epsc.codegen.regions import Regions, refuse
@@ -20,7 +20,7 @@ def constructor(schedule: Schedule, regions: Regions, scope: Scope, cls: str) ->
     given = given_modules(schedule.graph)
     return {
         "init_parameters": ["given: Mapping[str, Callable[..., Tensor]] | None = None,"] if given else [],
-        "init_lanes": [*_lanes(schedule, scope), *_comms(schedule)],
+        "init_lanes": [*_by_device(scope), *_lanes(schedule, scope), *_comms(schedule)],
         "init_layouts": [line for dispatch in scope.layouts for line in _layout(regions, scope, dispatch)],
         "make_layer": call(
             f"layer = {cls}", ["device=device", "dtype=dtype", "timeout=timeout", *_stand_ins(given)], "", 8
@@ -31,6 +31,12 @@ def constructor(schedule: Schedule, regions: Regions, scope: Scope, cls: str) ->
 def given_modules(graph: Graph) -> list[str]:
     """The modules that epsc does not look into, by name."""
     return list(dict.fromkeys(node.attrs.module for node in graph.nodes if isinstance(node.attrs, CallAttrs)))
+
+
+def _by_device(scope: Scope) -> list[str]:
+    """What the device alone decides."""
+    lines = [line for text, name in scope.by_device.items() for line in assign(f"self.{name}", text, 8)]
+    return ["        # What this device runs, whatever the load.", *lines] if lines else []
 
 
 def _lanes(schedule: Schedule, scope: Scope) -> list[str]:

@@ -17,6 +17,7 @@ from epsc.codegen.reference import Reference
 from epsc.codegen.regions import Regions
 from epsc.codegen.reserved import FILE, FORWARD, MODULE, REFERENCE
 from epsc.codegen.steps import Steps
+from epsc.codegen.variants import Variants
 from epsc.ir.attrs import ActAttrs, CallAttrs, RouteAttrs
 from epsc.ir.dims import Axis, DType, Tensor
 from epsc.ir.graph import Graph
@@ -31,14 +32,15 @@ def context(schedule: Schedule, spec_text: str, version: str, load: tuple[int, i
     file_name = f"{identifier(graph.name)}_{identifier(schedule.name)}"
     file_names = Names((*FILE, cls))
     functions = _functions(graph, file_names)
-    scope = _scope(schedule, {attrs: function.name for attrs, function in functions.items()})
+    variants = Variants.of(schedule, {attrs: function.name for attrs, function in functions.items()}, file_names)
+    scope = _scope(schedule, {attrs: function.name for attrs, function in functions.items()}, variants)
     regions = Regions(schedule, Names((*FORWARD, *file_names.used)))
     inputs = list(map(regions.variable, graph.inputs))
     gemms = Gemms(schedule)
     own = {step.key for step in schedule.steps if gemms.own_result(step)}
-    own |= {step.key for step in schedule.steps if graph.node[step.node].kind in ("unpermute_sum", "call")}
+    own |= {step.key for step in schedule.steps if graph.node[step.node].kind == "call"}
     memory = Memory(schedule, regions, scope.lanes, frozenset(own))
-    steps = Steps(schedule, regions, memory, Ops(schedule, regions, gemms, scope))
+    steps = Steps(schedule, regions, memory, Ops(schedule, regions, gemms, variants, scope))
     allocations = memory.allocations()
     blocks = [steps.block(i, step) for i, step in enumerate(schedule.steps)]
     return {
@@ -58,9 +60,11 @@ def context(schedule: Schedule, spec_text: str, version: str, load: tuple[int, i
         "weights": weight_lines(schedule, scope.weights),
         "declared_weights": declared_lines(schedule, scope.weights),
         "layout_classes": _layout_classes(regions, scope),
-        "op_files": _op_files(graph, regions, gemms, any("keep" in block.op for block in blocks)),
+        "op_files": _op_files(graph, regions, gemms, variants, any("keep" in block.op for block in blocks)),
         "functions": list(functions.values()),
-        **_needs(gemms, given_modules(graph)),
+        "kernels": variants.kernels(),
+        "packages": "torch (and triton on CUDA)" if variants.kernels() else "torch",
+        **_needs(gemms, variants, given_modules(graph)),
         **constructor(schedule, regions, scope, cls),
         **_forward(regions, inputs),
         "blocks": [{"memory": allocations.get(i, []), "block": block} for i, block in enumerate(blocks)],
@@ -81,7 +85,7 @@ def _functions(graph: Graph, names: Names) -> dict[object, Function]:
     return found
 
 
-def _scope(schedule: Schedule, functions: dict[object, str]) -> Scope:
+def _scope(schedule: Schedule, functions: dict[object, str], variants: Variants) -> Scope:
     members = Names(MODULE)
     dispatches = [node.name.removesuffix(".layout") for node in schedule.graph.nodes if node.kind == "layout"]
     return Scope(
@@ -89,6 +93,7 @@ def _scope(schedule: Schedule, functions: dict[object, str]) -> Scope:
         {param.name: members.of(f"weight {param.name}", param.name) for param in schedule.graph.params},
         {d: members.of(f"layout {d}", f"{d}.layout") for d in dispatches},
         functions,
+        {text: members.of(f"by device {text}", wish) for text, wish in variants.by_device.items()},
     )
 
 
@@ -97,7 +102,7 @@ def _layout_classes(regions: Regions, scope: Scope) -> list[str]:
     return ["layout_tokens.jinja" if by_token else "layout_experts.jinja" for by_token in sorted(axes)]
 
 
-def _op_files(graph: Graph, regions: Regions, gemms: Gemms, keeps: bool) -> list[str]:
+def _op_files(graph: Graph, regions: Regions, gemms: Gemms, variants: Variants, keeps: bool) -> list[str]:
     """The templates of the operations that this program uses, in a fixed order."""
     kinds = {node.kind for node in graph.nodes}
     bias = "_bias" if gemms.with_bias else ""
@@ -107,14 +112,15 @@ def _op_files(graph: Graph, regions: Regions, gemms: Gemms, keeps: bool) -> list
         "op_keep.jinja": keeps,
         "op_expect.jinja": True,
         "op_router_logits.jinja": "route" in kinds,
-        "op_weighted_sum.jinja": "unpermute_sum" in kinds,
+        "op_weighted_sum.jinja": variants.used("torch", "unpermute_sum"),
+        "op_put_rows.jinja": variants.used("torch", "ungroup"),
         "gemm_expert_of_rows.jinja": bool(bias) and "grouped" in gemms.used,
         **{f"gemm_{name}{bias}.jinja": True for name in gemms.used},
     }
     return [name for name, used in wanted.items() if used]
 
 
-def _needs(gemms: Gemms, given: list[str]) -> dict[str, Any]:
+def _needs(gemms: Gemms, variants: Variants, given: list[str]) -> dict[str, Any]:
     """What must be there when a module is made."""
     rows: list[str] = []
     for need in gemms.needs():
@@ -125,7 +131,14 @@ def _needs(gemms: Gemms, given: list[str]) -> dict[str, Any]:
     if rows:
         files.append("needs.jinja")
         checks.append("check_grouped(self.device, dtype)")
+    launches = []
+    for plan, devices in variants.needs().items():
+        launches += call("", [string(plan), Listing("", tuple(map(string, devices)), "()")], ",", 4)
+    if launches:
+        files.append("needs_triton.jinja")
+        checks.append("check_triton(self.device)")
     return {
+        "triton_rows": ["TRITON: list[tuple[str, tuple[str, ...]]] = [", *launches, "]"],
         "need_files": files,
         "need_rows": ["GROUPED: list[tuple[str, str, tuple[str, ...], tuple[int, ...]]] = [", *rows, "]"],
         "given_row": f"GIVEN = {Listing('', tuple(map(string, given)))!s}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,7 +58,7 @@ class Gemms:
 
     def choice(self, step: Step) -> str:
         """The function to call, as an expression."""
-        return choice_text(step.impl)
+        return choice_text(step.impl, FUNCTIONS)
 
     def needs(self) -> list[Need]:
         """What must hold for `grouped`, once per op."""
@@ -68,17 +69,22 @@ class Gemms:
             node = self.schedule.node(step)
             assert isinstance(node.attrs, ExpertGemmAttrs)
             read = self.schedule.graph.types[node.ins[0]].shape[1].scale
-            devices = tuple(d for d in ("cuda", "cpu") if "grouped" in _possible(step.impl, d))
+            devices = devices_of("grouped", step.impl)
             # The strides of the rows and of the weights: those of `[in, out]` are `out`.
             widths = tuple(dict.fromkeys((read, node.attrs.out if node.attrs.transposed else read)))
             found[step.node] = Need(step.node, f"{step.node} = {step.impl}", devices, widths)
         return list(found.values())
 
 
-def choice_text(choice: Choice) -> str:
-    """`grouped_gemm if part.rows < 2048 else dense_gemm`."""
-    cases = [f"{FUNCTIONS[name]} if {_condition(condition)} else " for name, condition in choice.cases]
-    return f"{''.join(cases)}{FUNCTIONS[choice.otherwise]}"
+def choice_text(choice: Choice, functions: Mapping[str, str]) -> str:
+    """`grouped_gemm if part.rows < 2048 else dense_gemm`; `functions` are those of the implementations."""
+    cases = [f"{functions[name]} if {_condition(condition)} else " for name, condition in choice.cases]
+    return f"{''.join(cases)}{functions[choice.otherwise]}"
+
+
+def devices_of(name: str, choice: Choice) -> tuple[str, ...]:
+    """The devices on which the implementation `name` may be taken."""
+    return tuple(device for device in ("cuda", "cpu") if name in _possible(choice, device))
 
 
 def _condition(condition: Condition) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from epsc.codegen.regions import Regions
 from epsc.ir.schedule import Ref, Schedule
 
-OWN_RESULTS = frozenset({"expert_gemm", "unpermute_sum", "call"})
+OWN_RESULTS = frozenset({"expert_gemm", "call"})
 """Kinds whose ops may make a tensor of their own instead of filling a buffer."""
 
 

@@ -43,14 +43,28 @@ def call(head: str, args: Sequence[Arg], tail: str = "", indent: int = 0) -> lis
     return [*lines, f"{pad}){tail}"]
 
 
+def assign(target: str, choice: str, indent: int = 0) -> list[str]:
+    """`target = a if c else b`, in parentheses where it is too long for a line, with a case per line if need be."""
+    pad = " " * indent
+    if len(flat := f"{pad}{target} = {choice}") <= WIDTH:
+        return [flat]
+    inner = f"{pad}{INDENT}{choice}"
+    lines = [inner] if len(inner) <= WIDTH else _cases(choice, pad + INDENT)
+    return [f"{pad}{target} = (", *lines, f"{pad})"]
+
+
+def _cases(choice: str, pad: str) -> list[str]:
+    """A choice between functions: a case per line."""
+    return [f"{pad}{piece}" for piece in re.split(r" (?=if |else )", choice)]
+
+
 def _argument(arg: Arg, pad: str) -> list[str]:
     if isinstance(arg, Listing) and len(f"{pad}{arg},") > WIDTH:
         opening, closing = arg.brackets[0], arg.brackets[1]
         items = [f"{pad}{INDENT}{item}," for item in arg.items]
         return [f"{pad}{arg.prefix}{opening}", *items, f"{pad}{closing},"]
     if isinstance(arg, str) and not arg.startswith('"') and len(f"{pad}{arg},") > WIDTH:
-        # A choice between functions: a case per line.
-        return [f"{pad}{piece}" for piece in re.split(r" (?=if |else )", f"{arg},")]
+        return _cases(f"{arg},", pad)
     return [f"{pad}{arg},"]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from epsc.codegen.gemms import Gemms
 from epsc.codegen.names import string
 from epsc.codegen.regions import Regions, Target, refuse
+from epsc.codegen.variants import Variants
 from epsc.ir.attrs import ActAttrs, CallAttrs, Direction, ExpertGemmAttrs, GemmAttrs, RowsAttrs, TransferAttrs
 from epsc.ir.dims import Cut
 from epsc.ir.graph import Node
@@ -29,6 +30,8 @@ class Scope:
     """Dispatch -> attribute."""
     functions: dict[object, str]
     """Attributes of a route or an activation -> function."""
+    by_device: dict[str, str]
+    """A choice of a function that the device alone decides -> attribute."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Ops:
     schedule: Schedule
     regions: Regions
     gemms: Gemms
+    variants: Variants
     scope: Scope
 
     def of(self, at: At) -> Op:
@@ -135,11 +139,15 @@ class Ops:
         }
 
     def _ungroup(self, at: At) -> Op:
-        return {
-            "rows": self.regions.read(at.step, at.step.reads[0]),
-            "index": self._index(at),
-            "out": self.regions.indexed(at.step.writes[0]),
-        }
+        rows, out = self.regions.read(at.step, at.step.reads[0]), self.regions.indexed(at.step.writes[0])
+        return self._variant(at, rows, self._index(at), out)
+
+    def _variant(self, at: At, *args: str) -> Op:
+        """A call of a function, of what the device decided on, or of what is chosen by load."""
+        text = self.variants.choice(at.step)
+        if not self.variants.by_load(at.step):
+            return {"function": f"self.{bound}" if (bound := self.scope.by_device.get(text)) else text, "args": args}
+        return {"choose": text, "key": string(at.step.key), "function": "run", "args": args}
 
     def _expert_gemm(self, at: At) -> Op:
         assert isinstance(at.node.attrs, ExpertGemmAttrs)
@@ -178,11 +186,8 @@ class Ops:
 
     def _activation(self, at: At) -> Op:
         assert isinstance(at.node.attrs, ActAttrs)
-        return {
-            "function": self.scope.functions[at.node.attrs],
-            "rows": self.regions.read(at.step, at.step.reads[0]),
-            "out": self.regions.write(at.step, at.step.writes[0]).expr,
-        }
+        rows = self.regions.read(at.step, at.step.reads[0])
+        return self._variant(at, rows, self.regions.write(at.step, at.step.writes[0]).expr)
 
     def _elementwise(self, at: At) -> Op:
         refs = {ref.value: ref for ref in at.step.reads}
@@ -218,13 +223,9 @@ class Ops:
         }
 
     def _unpermute_sum(self, at: At) -> Op:
-        target = self.regions.write(at.step, at.step.writes[0])
-        return {
-            "rows": self.regions.indexed(at.step.reads[0]),
-            "index": self._home(at, at.node.ins[1]),
-            "weights": self._home(at, at.node.ins[2]),
-            **_result(target),
-        }
+        rows = self.regions.indexed(at.step.reads[0])
+        place, weights = (self._home(at, value) for value in at.node.ins[1:])
+        return self._variant(at, rows, place, weights, self.regions.write(at.step, at.step.writes[0]).expr)
 
     def _call(self, at: At) -> Op:
         assert isinstance(at.node.attrs, CallAttrs)

@@ -6,11 +6,15 @@ import ast
 import keyword
 import sys
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from epsc.ir.errors import Faults
 
 LAZY = frozenset({"safetensors"})
 """Packages that a program may import inside a function only: most runs do without them."""
+
+TRIED = frozenset({"triton"})
+"""Packages that a program may import at its top if it goes on without them."""
 
 _FORBIDDEN = frozenset({"eval", "exec", "compile", "__import__", "globals", "locals", "breakpoint", "input"})
 
@@ -40,14 +44,23 @@ class Program:
             faults.raise_if_any()
             return
         top = set(tree.body)
+        tried = {node for each in tree.body if _forgives(each) for node in each.body}
         for node in ast.walk(tree):
             for package in _imported(node):
                 lazy = package in LAZY and node not in top
-                if package not in sys.stdlib_module_names and package != "torch" and not lazy:
+                optional = lazy or (package in TRIED and node in tried)
+                if package not in sys.stdlib_module_names and package != "torch" and not optional:
                     faults.add("foreign-import", f"line {_line(node)} imports `{package}`: only torch may be needed")
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FORBIDDEN:
                 faults.add("runs-text", f"line {_line(node)} calls `{node.func.id}`")
         faults.raise_if_any()
+
+
+def _forgives(node: ast.stmt) -> TypeGuard[ast.Try]:
+    """Whether this is a `try` that goes on when something cannot be imported."""
+    return isinstance(node, ast.Try) and any(
+        isinstance(handler.type, ast.Name) and handler.type.id == "ImportError" for handler in node.handlers
+    )
 
 
 def _imported(node: ast.AST) -> list[str]:

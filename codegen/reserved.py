@@ -13,14 +13,16 @@ FILE = _words("""
     torch dist F Tensor nn annotations safe_open
     LAYER SCHEDULE VERSION EP TOKENS DTYPE INPUTS WEIGHTS GROUPED IDLE Mark Get Raw Weight
     Run Lane Step Host Transport nccl_options Part Sizes Layout ByExpert ByToken
-    view expect by_tokens length keep router_logits weighted_sum
+    view expect by_tokens length keep router_logits weighted_sum put_rows
+    triton tl TensorDescriptor jit columns_at_once TRITON check_triton
+    triton_weighted_sum triton_weighted_sum_kernel scatter_rows scatter_rows_kernel
     grouped_mm grouped_gemm dense_gemm batched_gemm expert_of_rows check_grouped opened shape_of
     every_expert fresh weighted reference generator made_up source fill inputs everyone settle check nan_max bench
     trace watch arguments work report main stand_in checked_modules GIVEN
     """)
 """Names of the file."""
 
-FORWARD = _words("self tokens part gemm made")
+FORWARD = _words("self tokens part gemm run made")
 """Names of `forward`, besides values."""
 
 REFERENCE = _words("raw get dtype given name expert")

@@ -102,9 +102,11 @@ class Steps:
         if isinstance(node.attrs, RouteAttrs):
             return f"each token chooses {node.attrs.top_k} of {node.attrs.experts} experts"
         what = _WHAT[node.kind]
+        by = f", by {step.impl}" if "triton" in impls_of(node.kind) else ""
         if cut is not None and cut.axis is Axis.EXPERT_GROUP:
-            return f"{what}, for {self._experts(node, cut)}"
-        return f"{what}, for tokens {cut.index}/{cut.count} to {cut.index + 1}/{cut.count}" if cut else what
+            return f"{what}, for {self._experts(node, cut)}{by}"
+        pieces = f", for tokens {cut.index}/{cut.count} to {cut.index + 1}/{cut.count}" if cut else ""
+        return f"{what}{pieces}{by}"
 
     def _experts(self, node: Node, cut: Cut | None) -> str:
         if cut is None or cut.axis is not Axis.EXPERT_GROUP:

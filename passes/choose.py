@@ -13,7 +13,8 @@ from epsc.passes.wishes import Context
 
 @dataclass(frozen=True)
 class Choose:
-    """Give every op the implementation that the schedule asks for, else the one named here, else its only one."""
+    """Give every op the implementation that the schedule asks for, else the one named here, else what the device has:
+    on CUDA what needs CUDA, elsewhere the first that needs nothing."""
 
     name: ClassVar[str] = "choose"
 
@@ -31,8 +32,7 @@ class Choose:
     def _default(self, kind: str) -> Choice:
         if kind == "expert_gemm":
             return Choice(self.experts)
-        names = list(impls_of(kind))
-        if len(names) == 1:
-            return Choice(names[0])
-        # Transfers: what the process group of the device speaks.
-        return Choice("gloo", (("nccl", Condition(Metric.DEVICE, "==", "cuda")),))
+        names = {impl.needs.device == "cuda": name for name, impl in reversed(impls_of(kind).items())}
+        if True not in names:
+            return Choice(names[False])
+        return Choice(names[False], ((names[True], Condition(Metric.DEVICE, "==", "cuda")),))

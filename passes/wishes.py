@@ -257,23 +257,37 @@ class _Resolver:
         for target in use.targets:
             nodes = self._nodes(target)
             matched = [n for n in nodes if any(name.name in impls_of(n.kind) for name in use.impls)]
-            known = {impl for node in nodes for impl in impls_of(node.kind)} - {"torch", "pinned"}
+            known = {impl for node in nodes if len(impls_of(node.kind)) > 1 for impl in impls_of(node.kind)}
             for name in use.impls:
-                if nodes and not any(name.name in impls_of(node.kind) for node in matched or nodes):
+                if any(name.name not in impls_of(node.kind) for node in matched or nodes):
                     self.faults.add(
                         "unknown-implementation",
                         f"`{name.name}` is no implementation of `{target.name}`",
                         name.span,
                         help=did_you_mean(name.name, known)
                         if known
-                        else "only gemms of routed rows and transfers have implementations to choose from",
+                        else "it has one implementation only: there is nothing to choose",
                     )
+            self._check_metrics(use, target, matched)
             if None in conditions:
                 continue
             cases = tuple((n.name, c) for n, c in zip(use.impls, conditions, strict=False) if c)
             for node in matched:
                 found[node.name] = Choice(use.impls[-1].name, cases)
         return found
+
+    def _check_metrics(self, use: Use, target: Target, nodes: list[Node]) -> None:
+        """Of rows at the experts only what runs there can ask."""
+        at_home = [n for n in nodes if n.info.role is not Role.TRANSFER and not _at_experts(self.graph, n)]
+        for when in use.whens:
+            if at_home and when.metric in (Metric.ROWS, Metric.MEAN_ROWS, Metric.MAX_ROWS):
+                self.faults.add(
+                    "metric-of-tokens",
+                    f"`{target.name}` {'also ' if len(at_home) < len(nodes) else ''}runs on tokens, where nothing has"
+                    f" `{when.metric}`",
+                    when.span,
+                    help="compare `tokens` or `device`",
+                )
 
     def _condition(self, when: When) -> Condition | None:
         metric, op = when.metric, when.op
@@ -334,6 +348,11 @@ def _layer_of(node: Node) -> tuple[str, ...]:
     parts = node.name.split(".")
     word = node.origin if node.origin in parts else _weight(node)
     return tuple(parts[: len(parts) - 1 - parts[::-1].index(word)]) if word in parts else ()
+
+
+def _at_experts(graph: Graph, node: Node) -> bool:
+    """Whether an op runs on rows that arrived for experts."""
+    return graph.types[node.outs[0]].shape[0].symbol.startswith("rows(")
 
 
 def axes_of(graph: Graph, node: Node) -> frozenset[Axis]:

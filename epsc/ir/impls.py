@@ -78,6 +78,10 @@ def _torch(kind: str, doc: str, bound: Bound = Bound.HBM, efficiency: float = 0.
     return Impl("torch", kind, doc, Needs(), _GPU_SMS, Cost(bound, efficiency, launches), kind)
 
 
+def _triton(kind: str, doc: str) -> Impl:
+    return Impl("triton", kind, doc, Needs(device="cuda"), _GPU_SMS, Cost(Bound.HBM, 0.8), kind)
+
+
 IMPLS: tuple[Impl, ...] = (
     Impl(
         "grouped",
@@ -156,14 +160,17 @@ IMPLS: tuple[Impl, ...] = (
     _torch("arrange", "repeat_interleave of offsets", Bound.HBM, 0.2, launches=6),
     _torch("permute", "index_select"),
     _torch("regroup", "index_select"),
-    _torch("ungroup", "index_copy_"),
+    _torch("ungroup", "index_copy_", efficiency=0.28),
+    _triton("ungroup", "one kernel that moves 16 bytes at a time, where index_copy_ moves an element"),
     _torch("gemm", "mm", Bound.FLOPS, 0.85),
-    _torch("activation", "elementwise torch ops", launches=2, efficiency=0.5),
+    _torch("activation", "elementwise torch ops", launches=2, efficiency=0.25),
+    _triton("activation", "one kernel"),
     _torch("add", "add"),
     _torch("mul", "mul"),
     _torch("unpermute", "index_select"),
     _torch("weighted_sum", "bmm with the weights", efficiency=0.5),
-    _torch("unpermute_sum", "embedding_bag: gather, weigh and sum in one launch"),
+    _torch("unpermute_sum", "index_select, then bmm with the weights", efficiency=0.14, launches=3),
+    _triton("unpermute_sum", "one kernel that gathers, weighs and sums in fp32"),
     _torch("call", "the module that the user gave", Bound.FLOPS, 0.6),
 )
 

@@ -41,6 +41,16 @@ schedule cut_in_order {
   split sent, gate_up, h, down, back by expert_group into 2
   overlap none
 }
+schedule torch_only { use torch for h, back, mlp }
+schedule kernels {
+  split sent, gate_up, h, down, back by expert_group into 3
+  use triton for h, back, mlp
+}
+schedule kernels_by_load {
+  split sent, gate_up, h, down, back by tokens into 2
+  use triton for h when rows > 40 else torch when mean_rows < 2 else triton
+  use torch for back when tokens < 20 else triton
+}
 """
 
 GPT_OSS = """
@@ -124,6 +134,7 @@ ALL = [
         ("tiny", name)
         for name in ("serial", "eps", "tokens", "many_cases", "transfers_only", "products_only", "cut_in_order")
     ),
+    *(("tiny", name) for name in ("torch_only", "kernels", "kernels_by_load")),
     *(("oss", name) for name in ("grouped", "dense", "batched")),
     *(("v3", name) for name in ("eps", "tokens")),
     ("two", "serial"),

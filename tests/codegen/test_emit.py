@@ -68,7 +68,8 @@ def test_all_names_of_the_file_are_reserved(layer: str, schedule: str) -> None:
     for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             defined |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
-    own = {"route", "swiglu", "geglu", "relu2", "sigmoid"}
+    acts = ("swiglu", "geglu", "relu2", "sigmoid")
+    own = {"route", *acts, *(f"triton_{act}" for act in acts), *(f"triton_{act}_kernel" for act in acts)}
     layer_class = {n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name not in FILE}
     assert len(layer_class) == 1
     assert defined - own - layer_class <= FILE

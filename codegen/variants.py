@@ -1,0 +1,92 @@
+"""Variants: ops that torch or a Triton kernel may run: which functions a program holds, and which one a step calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from epsc.codegen import triton_kernels
+from epsc.codegen.gemms import choice_text, devices_of
+from epsc.codegen.names import Names
+from epsc.ir.attrs import ActAttrs
+from epsc.ir.graph import Node
+from epsc.ir.impls import Metric
+from epsc.ir.schedule import Schedule, Step
+
+_FIXED: Mapping[object, Mapping[str, str]] = {
+    "unpermute_sum": {"torch": "weighted_sum", "triton": "triton_weighted_sum"},
+    "ungroup": {"torch": "put_rows", "triton": "scatter_rows"},
+}
+"""Functions of the kinds of which a program needs one form only."""
+
+
+@dataclass(frozen=True)
+class Variants:
+    schedule: Schedule
+    functions: Mapping[object, Mapping[str, str]]
+    """A kind of `_FIXED`, or the attributes of an activation -> implementation -> function."""
+
+    @staticmethod
+    def of(schedule: Schedule, by_torch: Mapping[object, str], names: Names) -> Variants:
+        """`by_torch`: attributes -> function; `names` are those of the file, to which those of kernels are added."""
+        functions = dict(_FIXED)
+        for attrs, name in by_torch.items():
+            if isinstance(attrs, ActAttrs):
+                kernel = names.of(f"triton {name}", f"triton_{name}")
+                names.used.add(f"{kernel}_kernel")
+                functions[attrs] = {"torch": name, "triton": kernel}
+        return Variants(schedule, functions)
+
+    @cached_property
+    def _steps(self) -> list[Step]:
+        return [step for step in self.schedule.steps if _key(self.schedule.node(step)) in self.functions]
+
+    def used(self, impl: str, key: object) -> bool:
+        """Whether some step may take the implementation, of a kind or of an activation."""
+        return any(impl in step.impl.names for step in self._steps if _key(self.schedule.node(step)) == key)
+
+    def choice(self, step: Step) -> str:
+        """The function to call, as an expression."""
+        return choice_text(step.impl, self.functions[_key(self.schedule.node(step))])
+
+    def by_load(self, step: Step) -> bool:
+        """Whether the choice depends on more than the device."""
+        return any(condition.metric is not Metric.DEVICE for _, condition in step.impl.cases)
+
+    @cached_property
+    def by_device(self) -> dict[str, str]:
+        """Choices that the device alone decides -> a good name for what it decides on."""
+        return {
+            self.choice(step): self.functions[_key(self.schedule.node(step))]["torch"]
+            for step in self._steps
+            if step.impl.cases and not self.by_load(step)
+        }
+
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """Lines of the plan that launch kernels, and the devices on which they may."""
+        return {
+            f"{step.node} = {step.impl}": devices
+            for step in self._steps
+            if (devices := devices_of("triton", step.impl))
+        }
+
+    def kernels(self) -> str:
+        """The text of all kernels that some step may launch."""
+        texts = list(self._kernels())
+        return "".join([triton_kernels.head(descriptors=False), *texts]) if texts else ""
+
+    def _kernels(self) -> Iterator[str]:
+        for key, functions in self.functions.items():
+            if not self.used("triton", key):
+                continue
+            if isinstance(key, ActAttrs):
+                yield triton_kernels.activation(functions["triton"], key)
+            elif key == "ungroup":
+                yield triton_kernels.scatter_rows()
+            else:
+                yield triton_kernels.weighted_sum(functions["triton"])
+
+
+def _key(node: Node) -> object:
+    return node.attrs if node.kind == "activation" else node.kind

@@ -1,0 +1,125 @@
+"""Programs that run kernels: whole ones under Triton's interpreter, and refused where kernels cannot run."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from epsc.driver import plan, understand
+from epsc.interpret import interpret
+from epsc.interpret_weights import random_inputs, random_weights
+from epsc.ir.source import Source
+from tests.codegen.layers import planned, program_of, written
+
+ACTIVATIONS = """
+layer acts(x: bf16[tokens, 24]) {
+  r    = route(x, experts=4, top_k=2)
+  sent = dispatch(x, r)
+  a    = swiglu(gemm(sent, gate_up, 2*12))
+  h    = swiglu(gemm(a, wider, 2*20), limit=0.5, alpha=1.702, offset=1, interleaved=true)
+  back = combine(gemm(h, down, 24), r)
+  return back * sigmoid(x)
+}
+tokens 4 .. 8
+schedule both { use triton for a, h, back, sigmoid }
+"""
+
+
+def load(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The program as a module; Triton reads the source of kernels, so it must be a file."""
+    path = folder / "kernels.py"
+    path.write_text(text, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("kernels", path)
+    assert spec and spec.loader
+    program = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "kernels", program)
+    spec.loader.exec_module(program)
+    return program
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton", reason="triton is not installed: it is there for Linux only")
+    # Triton asks each time that it makes a kernel, not only when it is imported.
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", True, raising=False)
+
+
+@pytest.mark.parametrize("schedule", ["kernels", "kernels_by_load"])
+def test_kernels_agree_with_the_oracle(
+    schedule: str, interpreted: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = planned("tiny", schedule, ep="1")
+    program = load(program_of(made).text, tmp_path, monkeypatch)
+    layer = program.Tiny(device="cpu", dtype=torch.float32)
+    program.fill(layer, program.source(layer, SimpleNamespace(weights=None, seed=0)))
+    weights = random_weights(made.layer.said, 0, torch.float32)
+    layer.run.poison = True
+    for tokens in (0, 1, 13, 40):
+        inputs = random_inputs(made.layer.said, tokens, 0, torch.float32)
+        (right,) = interpret(made.layer.said, inputs, weights)
+        torch.testing.assert_close(layer(*inputs.values()), right, rtol=1e-4, atol=1e-5)
+    taken = {function for step, function in layer.choices if not step.startswith(("gate_up", "down"))}
+    by_load = {"swiglu", "triton_swiglu", "put_rows", "scatter_rows", "weighted_sum", "triton_weighted_sum"}
+    assert taken == (by_load if schedule == "kernels_by_load" else set())
+
+
+def test_the_reference_runs_no_kernel(interpreted: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = load(written("tiny", "kernels", ep="1").text, tmp_path, monkeypatch)
+    layer = program.Tiny(device="cpu", dtype=torch.float32)
+    raw = program.source(layer, SimpleNamespace(weights=None, seed=0))
+    program.fill(layer, raw)
+    given = program.inputs(layer, 9, 0)
+    assert program.check(layer, given, raw)["passed"]
+
+    def wrong(x: torch.Tensor, out: torch.Tensor) -> None:
+        out.zero_()
+
+    monkeypatch.setattr(program, "triton_swiglu", wrong)
+    assert not program.check(layer, given, raw)["passed"]
+
+
+def test_strided_rows_and_two_activations(interpreted: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(understand(Source("acts.eps", ACTIVATIONS)), "both")
+    program = load(program_of(made).text, tmp_path, monkeypatch)
+    assert {"triton_swiglu", "triton_swiglu_2", "triton_sigmoid"} <= vars(program).keys()
+    layer = program.Acts(device="cpu", dtype=torch.float32)
+    program.fill(layer, program.source(layer, SimpleNamespace(weights=None, seed=0)))
+    weights = random_weights(made.layer.said, 0, torch.float32)
+    inputs = random_inputs(made.layer.said, 7, 0, torch.float32)
+    (right,) = interpret(made.layer.said, inputs, weights)
+    wide = torch.full((7, 48), torch.nan)
+    wide[:, ::2] = inputs["x"]
+    torch.testing.assert_close(layer(wide[:, ::2]), right, rtol=1e-4, atol=1e-5)
+
+
+def test_refuses_a_device_without_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    program = load(written("tiny", "kernels_by_load", ep="1").text, tmp_path, monkeypatch)
+    monkeypatch.setattr(program, "triton", object())
+    with pytest.raises(ValueError, match="the plan cannot run on cpu") as error:
+        program.Tiny(device="cpu", dtype=torch.float32)
+    assert "`h = triton when rows > 40 else torch when mean_rows < 2 else triton`: Triton kernels need" in str(
+        error.value
+    )
+    assert "mlp.act" not in str(error.value)
+    monkeypatch.setattr(program, "triton", None)
+    with pytest.raises(
+        ValueError, match=r"`mlp\.act = triton when device == cuda else torch`: triton is not installed"
+    ):
+        program.check_triton(torch.device("cuda"))
+
+
+def test_programs_hold_only_the_kernels_that_they_launch() -> None:
+    text = written("tiny", "torch_only").text
+    assert "import triton" not in text
+    assert "Needs torch, and nothing else." in text
+    assert not [line for line in text.splitlines() if "triton" in line.lower() and not line.startswith("#|")]
+    text = written("tiny", "kernels").text
+    assert "Needs torch (and triton on CUDA), and nothing else." in text
+    assert text.count("import triton\n") == text.count("def triton_swiglu(") == text.count("def scatter_rows(") == 1
+    assert "def put_rows(" not in text
+    assert "def weighted_sum(" not in text
