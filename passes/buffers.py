@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -36,16 +37,20 @@ class Buffers:
         happens = Happens.of(schedule)
         known_from = _rows_known(schedule)
         storages: list[_Storage] = []
+        starts: list[int] = []  # of the storages' first uses: ascending, because buffers come in the order of theirs
         buffers: list[Buffer] = []
         for (value, cuts), steps in uses.items():
             tensor = graph.types[value].cut(cuts)
             size = tensor.numel
             home = None
             if self.share and value not in graph.results:
-                home = next((s for s in storages if s.takes(size, steps, happens, known_from, graph, value)), None)
+                # Memory is taken before a storage's first use, and by then every size must be known to the host.
+                known = bisect_left(starts, known_from.get(size.symbol, -1))
+                home = next((s for s in storages[known:] if s.takes(steps, happens, graph, value)), None)
             if home is None:
-                home = _Storage(f"s{len(storages)}", value, [], steps, value in graph.results)
+                home = _Storage(f"s{len(storages)}", value, [], value in graph.results, steps)
                 storages.append(home)
+                starts.append(steps[0][0])
             if size not in home.sizes:
                 home.sizes.append(size)
             home.last = steps
@@ -64,24 +69,14 @@ class _Storage:
     value: str
     """The value that it was made for: its first user, of its element type."""
     sizes: list[Dim]
-    first: list[tuple[int, Step]]
     closed: bool
-    last: list[tuple[int, Step]] | None = None
+    """It holds a result, which outlives the forward pass."""
+    last: list[tuple[int, Step]]
+    """What uses the buffer that came to live here last."""
 
-    def takes(
-        self,
-        size: Dim,
-        steps: list[tuple[int, Step]],
-        happens: Happens,
-        known_from: dict[str, int],
-        graph: Graph,
-        value: str,
-    ) -> bool:
-        """Whether a buffer of this size, used by `steps` (the first of them writes it), may live here too."""
-        if self.closed or self.last is None or graph.types[self.value].dtype != graph.types[value].dtype:
-            return False
-        # Memory is taken before the storage's first use, and by then every size must be known to the host.
-        if known_from.get(size.symbol, -1) > self.first[0][0]:
+    def takes(self, steps: list[tuple[int, Step]], happens: Happens, graph: Graph, value: str) -> bool:
+        """Whether a buffer of `value`, used by `steps` (the first of them writes it), may live here too."""
+        if self.closed or graph.types[self.value].dtype != graph.types[value].dtype:
             return False
         writers = [step for _, step in steps if any(ref.value == value for ref in step.writes)]
         return all(happens.before(old.key, new.key) for _, old in self.last for new in writers)
