@@ -18,8 +18,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from epsc.codegen.triton_kernels import Tile, activation, expert_gemm, head, move_rows, tiles, weighted_sum
+from epsc.codegen.triton_kernels import Tile, activation, expert_gemm, head, scatter_rows, tiles, weighted_sum
 from epsc.ir.attrs import Act, ActAttrs
 
 SWIGLU = ActAttrs(Act.SWIGLU)
@@ -44,25 +44,16 @@ import torch
 from torch import Tensor
 
 """
-WAYS = {
-    "": dict(),
-    "nested": dict(flatten=False),
-    "specialized": dict(flatten=False, specialize=True),
-    "by thread": dict(by_tile=False),
-}
-"""Ways to write the product besides the one that programs use."""
-
 TILES = (
     Tile(128, 256, 64, 8, 4, 8),
-    Tile(128, 256, 64, 8, 3, 8),
-    Tile(128, 256, 64, 8, 4, 4),
     Tile(128, 256, 64, 8, 4, 16),
+    Tile(128, 256, 64, 8, 3, 8),
     Tile(128, 128, 64, 8, 5, 8),
-    Tile(128, 128, 64, 4, 3, 8),
-    Tile(64, 256, 64, 4, 4, 8),
-    Tile(64, 256, 64, 8, 4, 8),
+    Tile(64, 256, 64, 4, 5, 4),
+    Tile(64, 256, 64, 4, 5, 8),
+    Tile(64, 256, 64, 4, 5, 16),
     Tile(64, 128, 128, 4, 4, 8),
-    Tile(64, 128, 64, 4, 4, 8),
+    Tile(64, 128, 64, 4, 6, 8),
 )
 
 
@@ -106,17 +97,29 @@ def load(text: str) -> ModuleType:
     return module
 
 
-def milliseconds(launch: Callable[[], object], times: int = 15) -> float:
-    """The median; fewer than 15 only for what takes very long."""
-    for _ in range(3):
+def milliseconds(launch: Callable[[], object]) -> float:
+    """The median of one."""
+    return in_turns({"": launch})[""]
+
+
+def in_turns(launches: dict[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
+    """The median of each. They take turns, each round in another order: products make a GPU so hot that it slows
+    down, and what is measured later would seem slower."""
+    for launch in launches.values():
         launch()
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(times)]
-    for start, end in marks:
-        start.record()
         launch()
-        end.record()
+    marks: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in launches}
+    names = list(launches)
+    for i in range(rounds):
+        at = i * len(names) // rounds
+        for name in names[at:] + names[:at]:
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            launches[name]()
+            end.record()
+            marks[name].append((start, end))
     torch.cuda.synchronize()
-    return median(start.elapsed_time(end) for start, end in marks)
+    return {name: median(start.elapsed_time(end) for start, end in each) for name, each in marks.items()}
 
 
 def error(got: Tensor, right: Tensor) -> float:
@@ -162,7 +165,7 @@ class Table:
 
 def rows_kernels(table: Table) -> None:
     """The weighted sum and the moves."""
-    kernels = load(weighted_sum() + move_rows())
+    kernels = load(weighted_sum() + scatter_rows())
     layers = (("DeepSeek-V2", 8192, 6, 5120), ("Qwen3-30B", 16384, 8, 2048), ("DeepSeek-V2", 512, 6, 5120))
     for name, tokens, k, hidden in layers:
         count = tokens * k
@@ -197,21 +200,10 @@ def rows_kernels(table: Table) -> None:
 
         back = [(rows, place, nan(count, hidden)) for rows, place, *_ in sets]
         moved = count * hidden * 4
-        err = error(kernels.gather_rows(*back[0]), rows[place])
-        ours = milliseconds(turns(lambda s: kernels.gather_rows(*s), back))
-        theirs = milliseconds(turns(lambda s: torch.index_select(s[0], 0, s[1], out=s[2]), back))
-        table.row(f"gather_rows {name} {count} rows", ours, moved, "GB/s", err, theirs, "")
-        back[0][2].fill_(torch.nan)
         err = error(kernels.scatter_rows(*back[0])[place], rows)
         ours = milliseconds(turns(lambda s: kernels.scatter_rows(*s), back))
         theirs = milliseconds(turns(lambda s: s[2].index_copy_(0, s[1], s[0]), back))
         table.row(f"scatter_rows {name} {count} rows", ours, moved, "GB/s", err, theirs, "")
-        x = [(random(tokens, hidden), place, out) for _, place, out in back]
-        err = error(kernels.gather_rows(*x[0], k), x[0][0][place // k])
-        moved = count * hidden * 2 + tokens * hidden * 2
-        ours = milliseconds(turns(lambda s, k=k: kernels.gather_rows(*s, k), x))
-        theirs = milliseconds(turns(lambda s, k=k: torch.index_select(s[0], 0, s[1] // k, out=s[2]), x))
-        table.row(f"gather_rows of tokens {name} {count} rows", ours, moved, "GB/s", err, theirs, "")
 
 
 def halves(x: Tensor, out: Tensor) -> Tensor:
@@ -248,27 +240,14 @@ def activation_kernels(table: Table) -> None:
     table.row("relu2 49152 x 3072", ms, 49152 * 3072 * 4, "GB/s", err, theirs, "")
 
 
-def ways(every: bool) -> dict[tuple[str, bool], Callable[..., Tensor]]:
-    """The expert product in each way, plain and gated."""
-    names = WAYS if every else [""]
-    return {
-        (way, gated): load(tiles() + expert_gemm("gemm", SWIGLU if gated else None, **WAYS[way])).gemm
-        for way in names
-        for gated in (False, True)
-    }
+def products() -> dict[bool, Callable[..., Tensor]]:
+    """The expert product, plain and gated."""
+    return {gated: load(tiles() + expert_gemm("gemm", SWIGLU if gated else None)).gemm for gated in (False, True)}
 
 
-def variants(case: Case, every: bool) -> Iterable[tuple[str, Tile | None]]:
-    """What to try for a case."""
-    yield "", None
-    if every:
-        for tile in TILES:
-            if tile.rows == 64 or case.rows // case.experts > 64:
-                yield "", tile
-        if case.rows // case.experts > 300:
-            for way in WAYS:
-                if way:
-                    yield way, TILES[0] if way != "by thread" else replace(TILES[0], stages=3)
+def variants(case: Case, every: bool) -> list[Tile | None]:
+    """What to try for a case; None is what programs do."""
+    return [None, *(tile for tile in TILES if every and (tile.rows == 64 or case.rows // case.experts > 64))]
 
 
 def reference(case: Case, rows: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
@@ -284,7 +263,7 @@ def reference(case: Case, rows: Tensor, weight: Tensor, counts: list[int]) -> Te
     return torch.cat(made)
 
 
-def gemms(table: Table, case: Case, ways_to: dict[tuple[str, bool], Callable[..., Tensor]], every: bool) -> None:
+def gemms(table: Table, case: Case, gemm: Callable[..., Tensor], every: bool) -> None:
     """One expert product beside grouped_mm and, if it is gated, the activation that programs do after it."""
     grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm
     weight = random(case.experts, case.wide, case.deep).mul_(case.deep**-0.5)
@@ -295,55 +274,52 @@ def gemms(table: Table, case: Case, ways_to: dict[tuple[str, bool], Callable[...
     width = case.wide // 2 if case.gated else case.wide
     right = reference(case, rows, weight, counts)
     flops = 2.0 * case.rows * case.wide * case.deep
-    theirs = milliseconds(lambda: grouped_mm(rows, weight.mT, offs=ends))
-    note = f"grouped_mm alone {theirs:.3f} ms, {flops / theirs / 1e9:.0f}"
+    launches: dict[str, Callable[[], object]] = {"grouped_mm": lambda: grouped_mm(rows, weight.mT, offs=ends)}
     if case.gated:
         made, out = grouped_mm(rows, weight.mT, offs=ends), nan(case.rows, width)
-        theirs += milliseconds(lambda: halves(made, out))
-        del made, out
+        launches["activation"] = lambda: halves(made, out)
     padded = nan(case.rows + 256, width)
-    results = []
-    for way, tile in variants(case, every):
-        gemm = ways_to[way, case.gated]
-        mean = case.rows // case.experts
-        what = f"{case.name} {case.experts} x {mean} {way} {astuple(tile) if tile else 'as programs do'}"
+    errors = {}
+    for tile in variants(case, every):
+        what = str(astuple(tile)) if tile else "as programs do"
         padded.fill_(torch.nan)
         try:
             gemm(rows, weight, ends, padded, 0, tile)
-            err = error(padded[: case.rows, :: width // right.shape[1]], right)
+            errors[what] = error(padded[: case.rows, :: width // right.shape[1]], right)
             if not padded[case.rows :].isnan().all() or padded[: case.rows].isnan().any():
-                err = float("nan")
-            ms = milliseconds(functools.partial(gemm, rows, weight, ends, padded, 0, tile))
+                errors[what] = float("nan")
+            launches[what] = functools.partial(gemm, rows, weight, ends, padded, 0, tile)
         except Exception as fault:  # one that does not compile must not stop the others
-            print(f"{what}: {type(fault).__name__}: {str(fault)[:100]}", flush=True)
-            continue
-        table.row(what, ms, flops, "TFLOP/s", err, theirs, note)
-        results.append((ms, what))
-    if every and results:
-        print(f"  best: {min(results)[1]}", flush=True)
+            print(f"{case.name} {what}: {type(fault).__name__}: {str(fault)[:100]}", flush=True)
     if "half" in case.name:
         for programs in (132, 124, 116, 108, 100):
-            ms = milliseconds(functools.partial(ways_to["", case.gated], rows, weight, ends, padded, programs))
-            table.row(f"{case.name} on {programs} SMs", ms, flops, "TFLOP/s", 0.0, theirs, "")
+            what = f"on {programs} SMs"
+            errors[what] = errors["as programs do"]
+            launches[what] = functools.partial(gemm, rows, weight, ends, padded, programs)
+    times = in_turns(launches)
+    theirs = times["grouped_mm"] + times.get("activation", 0.0)
+    note = f"grouped_mm alone {times['grouped_mm']:.3f} ms, {flops / times['grouped_mm'] / 1e9:.0f}"
+    for what, err in errors.items():
+        name = f"{case.name} {case.experts} x {case.rows // case.experts} {what}"
+        table.row(name, times[what], flops, "TFLOP/s", err, theirs, note)
+    if every:
+        print(f"  best of {case.name}: {min(errors, key=lambda what: times[what])}", flush=True)
 
 
 def warm(turn: str) -> None:
     """Compile this process's share."""
     mine, count = map(int, turn.split("/"))
-    jobs: dict[tuple[Any, ...], tuple[Case, str, Tile | None]] = {}
-    for case in CASES:
-        for way, tile in variants(case, True):
-            jobs.setdefault((case.wide, case.deep, way, tile), (case, way, tile))
-    ways_to = ways(True)
-    for i, (case, way, tile) in enumerate(jobs.values()):
+    gemm = products()
+    jobs = {(case.wide, case.deep, tile): (case, tile) for case in CASES for tile in variants(case, True)}
+    for i, (case, tile) in enumerate(jobs.values()):
         if i % count == mine:
             ends = torch.tensor([128], dtype=torch.int32, device="cuda")
             out = nan(128, case.wide // 2 if case.gated else case.wide)
             try:
                 rows, weight = random(128, case.deep), random(1, case.wide, case.deep)
-                ways_to[way, case.gated](rows, weight, ends, out, 0, tile)
+                gemm[case.gated](rows, weight, ends, out, 0, tile)
             except Exception as fault:  # said again when it is measured
-                print(f"{case} {way} {tile}: {type(fault).__name__}", file=sys.stderr)
+                print(f"{case} {tile}: {type(fault).__name__}", file=sys.stderr)
 
 
 def main() -> int:
@@ -365,10 +341,10 @@ def main() -> int:
     if not args.no_rows:
         rows_kernels(table)
         activation_kernels(table)
-    ways_to = ways(args.tiles)
+    gemm = products()
     for case in CASES:
         if args.only in case.name:
-            gemms(table, case, ways_to, args.tiles)
+            gemms(table, case, gemm[case.gated], args.tiles)
     if args.json:
         Path(args.json).write_text(json.dumps(table.found, indent=1) + "\n")
     print(f"{time.monotonic() - start:.0f} s")

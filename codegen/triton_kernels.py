@@ -63,11 +63,6 @@ def activation_lines(attrs: ActAttrs) -> list[str]:
     return [*(lines if limit > 0 else []), f"result = {gate} * {up}"]
 
 
-def move_rows() -> str:
-    """`gather_rows(rows, index, out, divide=1)` and `scatter_rows(rows, index, out)`."""
-    return _rendered("triton_move_rows.jinja")
-
-
 def scatter_rows() -> str:
     """`scatter_rows(rows, index, out)`: out[index[i]] = rows[i]. (For a gather, torch's index_select is as fast.)"""
     return _rendered("triton_scatter_rows.jinja")
@@ -88,24 +83,24 @@ class Tile:
         return f"Tile({', '.join(str(each) for each in astuple(self))})"
 
 
+TILES = ((512, Tile(64, 256, 64, 4, 5, 16)),)
+"""What is fastest below so many rows per expert. Tiles of 64 rows leave less empty, and begin sooner."""
+
+TILE = Tile(128, 256, 64, 8, 4)
+"""What is fastest for more."""
+
+
 def tiles() -> str:
     """What every `expert_gemm` needs, once."""
     return _rendered("triton_tiles.jinja") + _rendered("triton_ends_at.jinja")
 
 
-def expert_gemm(
-    name: str,
-    attrs: ActAttrs | None = None,
-    *,
-    by_tile: bool = True,
-    flatten: bool = True,
-    specialize: bool = False,
-) -> str:
+def expert_gemm(name: str, attrs: ActAttrs | None = None) -> str:
     """`name(rows, weight, ends, out, programs=0)`: each expert on its rows, then the gated activation of `attrs`."""
     weights = "weight.load([expert, column, deep])"
     out_columns, stored = "COLUMNS", "COLUMNS // 2"
     epilogue = [
-        "# In two halves: the room that a whole tile takes before it is stored is worth one more load under way.",
+        "# In two halves: the room that a whole tile would take is worth one more load under way.",
         "left, right = tl.split(tl.permute(total.reshape(ROWS, 2, STORED), (0, 2, 1)))",
     ]
     stores = [("left", "column"), ("right", "column + STORED")]
@@ -124,7 +119,7 @@ def expert_gemm(
         doc = f"The rows of each expert times its weight, and {attrs.fn} of the fp32 sums, in one launch."
         wide = "2 * out"
         describe = [
-            "# Gate and up lie one after the other in each expert. As a dimension of their own, one load takes both.",
+            "# Gate and up of an expert are a dimension of their own, so that one load takes rows of both.",
             "shape, block = [2 * experts, width, deep], [2, tile.columns // 2, tile.depth]",
         ]
         if attrs.interleaved:
@@ -142,10 +137,7 @@ def expert_gemm(
         doc=doc,
         wide=wide,
         describe=describe,
-        choose=[f"tile = {Tile()}"],
-        by_tile=by_tile,
-        flatten=flatten,
-        specialize=specialize,
+        choose="".join(f"{tile} if len(rows) < {rows} * experts else " for rows, tile in TILES) + str(TILE),
     )
 
 

@@ -12,6 +12,7 @@ from epsc.interpret import _activation
 from epsc.ir.attrs import Act, ActAttrs
 
 Load = Callable[[str], Any]
+SMALL = Tile(16, 32, 16, 4, 1, 2)
 SWIGLU = ActAttrs(Act.SWIGLU)
 COUNTS = ([5, 0, 40, 16], [0, 0, 0, 1], [32, 16, 0, 0], [0, 0, 0, 0])
 
@@ -29,14 +30,20 @@ def right(rows: torch.Tensor, weight: torch.Tensor, counts: list[int]) -> torch.
 
 
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
-@pytest.mark.parametrize("by_tile", [True, False])
-def test_plain(load: Load, counts: list[int], by_tile: bool) -> None:
-    kernels = load(tiles() + expert_gemm("gemm", by_tile=by_tile))
-    rows, weight, ends = problem(counts, 40, 24, torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_plain(load: Load, counts: list[int], dtype: torch.dtype) -> None:
+    kernels = load(tiles() + expert_gemm("gemm"))
+    rows, weight, ends = problem(counts, 40, 24, dtype)
     out = torch.full((len(rows), 40), torch.nan, dtype=rows.dtype)
-    assert kernels.gemm(rows, weight, ends, out, 3, Tile(16, 32, 16, 4, 1, 2)) is out
+    assert kernels.gemm(rows, weight, ends, out, 3, SMALL) is out
     torch.testing.assert_close(out[: sum(counts)], right(rows, weight, counts).to(rows.dtype))
     assert out[sum(counts) :].isnan().all()
+
+
+def test_no_rows_are_no_launch(load: Load) -> None:
+    kernels = load(tiles() + expert_gemm("gemm"))
+    ends = torch.zeros(4, dtype=torch.int32)
+    assert kernels.gemm(torch.empty(0, 24), torch.empty(4, 40, 24), ends, torch.empty(0, 40)).shape == (0, 40)
 
 
 @pytest.mark.parametrize("counts", COUNTS[:2], ids=str)
@@ -47,7 +54,7 @@ def test_activation_in_the_epilogue(load: Load, counts: list[int], attrs: ActAtt
     kernels = load(tiles() + expert_gemm("gemm", attrs))
     rows, weight, ends = problem(counts, 2 * 40, 24, torch.bfloat16)
     out = torch.full((len(rows), 40), torch.nan, dtype=rows.dtype)
-    kernels.gemm(rows, weight, ends, out, 2, Tile(16, 32, 16, 4, 1, 2))
+    kernels.gemm(rows, weight, ends, out, 2, SMALL)
     wanted = _activation(attrs, right(rows, weight, counts)).to(rows.dtype)
     torch.testing.assert_close(out[: sum(counts)], wanted)
     assert out[sum(counts) :].isnan().all()
@@ -60,9 +67,9 @@ def test_row_tiles(load: Load, counts: list[int]) -> None:
     table = kernels.row_tiles(torch.tensor(ends, dtype=torch.int32), sum(counts), 16)
     starts = [end - count for end, count in zip(ends, counts, strict=True)]
     wanted = [
-        [first, end, expert]
+        [first, end, expert, (first - start) // 16, -(-(end - start) // 16)]
         for expert, (start, end) in enumerate(zip(starts, ends, strict=True))
         for first in range(start, end, 16)
     ]
     assert table[0, 0] == len(wanted)
-    assert table[1 : 1 + len(wanted), :3].tolist() == wanted
+    assert table[1 : 1 + len(wanted), :5].tolist() == wanted

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from epsc.codegen.triton_kernels import move_rows, weighted_sum
+from epsc.codegen.triton_kernels import scatter_rows, weighted_sum
 
 Load = Callable[[str], Any]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -36,14 +36,10 @@ def test_weighted_sum(load: Load, tokens: int, copies: int, hidden: int, dtype: 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("count, width", [(5, 24), (3, 1288), (0, 64)])
-def test_rows_move(load: Load, count: int, width: int, dtype: torch.dtype) -> None:
+def test_scatter_rows(load: Load, count: int, width: int, dtype: torch.dtype) -> None:
     numbers = torch.Generator().manual_seed(count)
-    kernels = load(move_rows())
+    kernels = load(scatter_rows())
     rows = torch.randn(count, width, generator=numbers).to(dtype)
     index = torch.randperm(count, generator=numbers)
-    assert torch.equal(kernels.gather_rows(rows, index, nan(count, width, dtype=dtype)), rows[index])
     moved = kernels.scatter_rows(rows, index, nan(count, width, dtype=dtype))
     assert torch.equal(moved[index], rows)
-    twice = torch.randperm(2 * count, generator=numbers)
-    made = kernels.gather_rows(rows, twice, nan(2 * count, width, dtype=dtype), divide=2)
-    assert torch.equal(made, rows[twice // 2])

@@ -1,0 +1,42 @@
+"""The text of kernels: the same each time, in lines as long as those of programs, and harmless without triton."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from epsc.codegen import triton_kernels as kernels
+from epsc.codegen.lines import WIDTH
+from epsc.ir.attrs import Act, ActAttrs
+
+EVERY = [
+    kernels.head,
+    kernels.weighted_sum,
+    kernels.scatter_rows,
+    kernels.tiles,
+    lambda: kernels.activation("act", ActAttrs(Act.SWIGLU, 7.0, 1.702, 1.0, interleaved=True)),
+    lambda: kernels.expert_gemm("gemm"),
+    lambda: kernels.expert_gemm("gemm_swiglu", ActAttrs(Act.SWIGLU, 7.0, 1.702, 1.0, interleaved=True)),
+    lambda: kernels.expert_gemm("gemm_geglu", ActAttrs(Act.GEGLU)),
+]
+
+
+@pytest.mark.parametrize("render", EVERY)
+def test_text(render) -> None:  # type: ignore[no-untyped-def]
+    text = render()
+    assert text == render()
+    assert text.isascii()
+    assert text.endswith("\n\n\n") and not text.endswith("\n\n\n\n")
+    assert max(map(len, text.splitlines())) <= WIDTH
+    ast.parse(text)
+
+
+def test_without_triton(tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    start = "from __future__ import annotations\nimport sys\nfrom typing import Any, NamedTuple\n"
+    hide = "sys.modules['triton'] = None\n"
+    path.write_text(start + hide + "".join(render() for render in EVERY) + "print(triton)\n")
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("None\n", "")
