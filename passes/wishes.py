@@ -256,18 +256,21 @@ class _Resolver:
         conditions = [self._condition(when) for when in use.whens]
         for target in use.targets:
             nodes = self._nodes(target)
-            matched = [n for n in nodes if any(name.name in impls_of(n.kind) for name in use.impls)]
+            matched = [n for n in nodes if all(name.name in impls_of(n.kind) for name in use.impls)]
             known = {impl for node in nodes if len(impls_of(node.kind)) > 1 for impl in impls_of(node.kind)}
-            for name in use.impls:
-                if any(name.name not in impls_of(node.kind) for node in matched or nodes):
-                    self.faults.add(
-                        "unknown-implementation",
-                        f"`{name.name}` is no implementation of `{target.name}`",
-                        name.span,
-                        help=did_you_mean(name.name, known)
-                        if known
-                        else "it has one implementation only: there is nothing to choose",
-                    )
+            unknown = [name for name in use.impls if not any(name.name in impls_of(node.kind) for node in nodes)]
+            for name in unknown if nodes else ():
+                self.faults.add(
+                    "unknown-implementation",
+                    f"`{name.name}` is no implementation of `{target.name}`",
+                    name.span,
+                    help=did_you_mean(name.name, known)
+                    if known
+                    else "it has one implementation only: there is nothing to choose",
+                )
+            if nodes and not matched and not unknown:
+                names = " and ".join(f"`{name.name}`" for name in use.impls)
+                self.faults.add("unknown-implementation", f"no op of `{target.name}` has {names}", use.impls[-1].span)
             self._check_metrics(use, target, matched)
             if None in conditions:
                 continue
