@@ -14,6 +14,9 @@ Value = int | float
 CLUSTER_KEYS = ("device", "ranks", "nodes", "ep", "tp", "dp", "sms")
 LOAD_KEY = "tokens"
 
+MOST = 2**31 - 1
+"""The largest size, load or count."""
+
 
 def parse_defines(texts: tuple[str, ...]) -> dict[str, str]:
     """`("hidden=64", "ep=2")` -> names and values. Raises EpsError when one has no `=`, or a name comes twice."""
@@ -96,7 +99,11 @@ class Numbers:
                 if op in ("/", "//") and b == 0:
                     self.faults.add("bad-number", "this divides by zero", expr.span)
                     return None
-                result = _ARITHMETIC[op](a, b)
+                try:
+                    result = _ARITHMETIC[op](a, b)
+                except OverflowError:
+                    self.faults.add("bad-number", "this is too large a number", expr.span)
+                    return None
                 return int(result) if isinstance(result, float) and op != "*" and result.is_integer() else result
             case Call(fn):
                 self.faults.add("bad-number", f"`{fn}(...)` is not a number", expr.span)
@@ -105,12 +112,15 @@ class Numbers:
                 return None
 
     def whole(self, expr: Expr, what: str, least: int = 1) -> int | None:
-        """A whole number of at least `least`; None after adding a fault that calls it `what`."""
+        """A whole number from `least` to `MOST`; None after adding a fault that calls it `what`."""
         value = self.of(expr)
         if value is None:
             return None
         if not isinstance(value, int) or value < least:
             self.faults.add("bad-number", f"{what} must be a whole number of at least {least}, not {value}", expr.span)
+            return None
+        if value > MOST:
+            self.faults.add("bad-number", f"{what} must be at most {MOST}", expr.span)
             return None
         return value
 

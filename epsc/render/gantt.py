@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import floor, log10
 
 from epsc.ir.attrs import Direction
 from epsc.ir.kinds import Role
@@ -133,7 +134,9 @@ def _axis(total: float, columns: int, color: bool) -> list[str]:
         return []
     unit, name = next(((u, n) for u, n in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")) if total >= u), (1e-9, "ns"))
     span = total / unit
-    step = next(s * 10.0**p for p in range(-3, 12) for s in (1, 2, 5) if span / (s * 10.0**p) <= columns / 9)
+    least = span / (columns / 9)
+    power = 10.0 ** floor(log10(least))
+    step = next(s * power for s in (1, 2, 5, 10, 20) if s * power >= least)
     ruler, numbers = ["─" if color else "-"] * columns, [" "] * (columns + 8)
     k = 0
     while k * step < span:
