@@ -12,6 +12,9 @@ from epsc.ir.graph import Graph, Node
 from epsc.ir.schedule import Layout, Ref, Schedule, Stage, Step
 from epsc.passes.wishes import LOWERED_AXES, Context, Wishes, axes_of, is_dispatch, is_row_op
 
+MOST_CHUNKS = 256
+"""Each is a step of its own, written out: long before this many, a chunk is less work than its launches."""
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -48,6 +51,11 @@ class Chunk:
             axis, count = Axis(self.axis or said_axis), self.n or said_count
             if axis in axes_of(graph, graph.node[name]) and count > 1:
                 splits[name] = (axis, count)
+        for name, (_, count) in splits.items():
+            if count > MOST_CHUNKS:
+                message = f"`{graph.node[name].origin}` is cut into {count} chunks: {MOST_CHUNKS} are the most"
+                faults.add("too-many-chunks", message, wishes.split_spans.get(name))
+        faults.raise_if_any()
         layouts = _layouts(schedule, splits, wishes, faults)
         faults.raise_if_any()
         steps: list[Step] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -124,8 +125,16 @@ def configured(text: str) -> tuple[Pass, ...]:
     options: dict[str, Pass] = {}
     known = {each.name: each for each in PIPELINE}
     for piece in split(text, ","):
-        name, _, inside = piece.partition("{")
+        shape = re.fullmatch(r"(\w*)(?:\{([^{}]*)\})?", piece)
+        name = shape[1] if shape else piece.partition("{")[0]
         if name not in known:
             raise EpsError(Diagnostic("unknown-pass", f"there is no pass `{name}`", help=did_you_mean(name, known)))
-        options[name] = attrs_parse(type(known[name]), inside.rstrip("}"))
+        if not shape:
+            raise EpsError(Diagnostic("bad-value", f"`{piece}` should read `{name}{{option=value}}`"))
+        if name in options:
+            raise EpsError(Diagnostic("bad-value", f"options of `{name}` are given twice"))
+        options[name] = attrs_parse(type(known[name]), shape[2] or "")
+        for option, value in vars(options[name]).items():
+            if isinstance(value, int) and value < 0:
+                raise EpsError(Diagnostic("bad-value", f"`{name}{{{option}={value}}}` must be at least 0"))
     return tuple(options.get(each.name, each) for each in PIPELINE)
