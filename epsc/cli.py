@@ -48,9 +48,10 @@ def main() -> None:
     except EpsError as error:
         report(error.diagnostics)
         sys.exit(EXIT_INPUT)
-    except BrokenPipeError:
-        # `epsc inspect ... | head`: not a fault. Keep Python from complaining when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        # Files are looked after where they are read and written: what is left is a full disk behind stdout.
+        click.echo(f"error: cannot print: {error.strerror or error}", err=True)
+        sys.exit(EXIT_INPUT)
 
 
 def report(diagnostics: tuple[Diagnostic, ...]) -> None:
@@ -130,7 +131,19 @@ def _options(given: dict[str, Any], extra_defines: tuple[str, ...] = ()) -> driv
     )
 
 
-@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+class _Pipeable(click.Group):
+    """Commands whose reader may leave early, as in `epsc inspect ... | head`: no fault, though click exits with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # Keep Python from complaining when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return None
+
+
+@click.group(cls=_Pipeable, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(driver.VERSION, prog_name="epsc")
 def cli() -> None:
     """Compile Mixture-of-Experts layers into readable, proven, multi-stream programs.
@@ -162,26 +175,14 @@ def compile(file: Path, schedule: str | None, output: Path, plan_too: bool, **gi
     report((*layer.warnings, *plan.warnings))
     program = driver.write(plan)
     path = output if output.suffix == ".py" else output / f"{layer.graph.name}_{plan.schedule.name}.py"
-    _save(path, program.text)
+    driver.save(path, program.text)
     click.echo(f"wrote {path} ({len(program.text.splitlines())} lines, {len(plan.schedule.steps)} steps)")
     click.echo(f"run it: torchrun --nproc-per-node {plan.schedule.ep} {path} --check --bench")
     if plan_too:
         from epsc.render.plan import plan_json  # noqa: PLC0415 - only here
 
-        _save(path.with_suffix(".json"), plan_json(plan.schedule))
+        driver.save(path.with_suffix(".json"), plan_json(plan.schedule))
         click.echo(f"wrote {path.with_suffix('.json')}")
-
-
-def _save(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise EpsError(Diagnostic("no-file", f"cannot write {path}: {error.strerror}")) from None
 
 
 @cli.command()
@@ -249,19 +250,19 @@ def fmt(files: tuple[Path, ...], only_check: bool) -> None:
     """Format .eps files in place; `-` reads standard input and prints."""
     from epsc.grammar import format_spec, parse  # noqa: PLC0415 - other commands do not format
 
-    changed = []
+    changed: list[str] = []
     for file in files:
-        if str(file) == "-":
-            click.echo(format_spec(parse(Source("<stdin>", sys.stdin.read()))), nl=False)
-            continue
-        source = driver.read(file)
+        stdin = str(file) == "-"
+        source = driver.decode("<stdin>", sys.stdin.buffer.read()) if stdin else driver.read(file)
         text = format_spec(parse(source))
-        if text != source.text:
-            changed.append(file)
+        if stdin and not only_check:
+            click.echo(text, nl=False)
+        elif text != source.text:
+            changed.append(source.name)
             if not only_check:
-                _save(file, text)
-    for file in changed:
-        click.echo(f"{'would reformat' if only_check else 'reformatted'} {file}")
+                driver.save(file, text)
+    for name in changed:
+        click.echo(f"{'would reformat' if only_check else 'reformatted'} {name}")
     if only_check and changed:
         sys.exit(EXIT_INPUT)
 

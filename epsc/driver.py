@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,11 +77,31 @@ class Plan:
 def read(path: Path) -> Source:
     """The text of a `.eps` file. Raises EpsError when it cannot be read."""
     try:
-        return Source(str(path), path.read_bytes().decode("utf-8"))
+        content = path.read_bytes()
     except OSError as error:
         raise EpsError(Diagnostic("no-file", f"cannot read {path}: {error.strerror}")) from None
+    return decode(str(path), content)
+
+
+def decode(name: str, content: bytes) -> Source:
+    """Bytes as the text of a file of that name. Raises EpsError when they are no text."""
+    try:
+        return Source(name, content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise EpsError(Diagnostic("not-text", f"{path} is not UTF-8 text (byte {error.start})")) from None
+        raise EpsError(Diagnostic("not-text", f"{name} is not UTF-8 text (byte {error.start})")) from None
+
+
+def save(path: Path, text: str) -> None:
+    """Write a file whole or not at all; its folder is made. Raises EpsError when it cannot be written."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):  # what kept it from being written may keep it from being deleted
+            part.unlink()
+        raise EpsError(Diagnostic("no-file", f"cannot write {path}: {error.strerror}")) from None
 
 
 def understand(source: Source, options: Options | None = None) -> Layer:

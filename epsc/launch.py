@@ -9,14 +9,19 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from epsc import driver
 from epsc.codegen import Program
+from epsc.ir.errors import Diagnostic, EpsError
 
 CPU_RANKS = 4
 
 
 def gpus() -> int:
-    """CUDA devices that torch sees here."""
-    import torch
+    """CUDA devices that torch sees here. Raises EpsError when there is no torch."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise EpsError(Diagnostic("no-torch", "to run a program needs torch", help="pip install torch")) from None
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
@@ -33,10 +38,8 @@ def run(program: Program, ranks: int, arguments: list[str], keep: Path | None = 
     The program is written to the folder `keep`, or to one that is deleted afterwards.
     """
     with tempfile.TemporaryDirectory(prefix="epsc-") as scratch:
-        folder = keep or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{program.name}.py"
-        path.write_text(program.text, encoding="utf-8")
+        path = (keep or Path(scratch)) / f"{program.name}.py"
+        driver.save(path, program.text)
         # Ranks share the cores, and a matrix product that takes all of them for each rank is slower for all.
         threads = {} if gpus() else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
