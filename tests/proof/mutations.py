@@ -112,7 +112,7 @@ def drop_buffer(schedule: Schedule, sites: Sites) -> Iterator[Mutant]:
 
 def alias_buffers(schedule: Schedule, sites: Sites) -> Iterator[Mutant]:
     """Two buffers that live at the same time are put into one storage, which is large enough for both."""
-    after = _Reach(schedule)
+    after = Reach(schedule)
     home = {storage.name: storage for storage in schedule.storages}
     for a, b in sites(combinations(schedule.buffers, 2)):
         if a.storage == b.storage or a.type.dtype != b.type.dtype:
@@ -159,7 +159,7 @@ def drop_step_on_one_rank(schedule: Schedule, sites: Sites) -> Iterator[Mutant]:
 
 def oversubscribe(schedule: Schedule, sites: Sites) -> Iterator[Mutant]:
     """Two steps that may run at the same time keep more SMs to themselves than the chip has."""
-    after = _Reach(schedule)
+    after = Reach(schedule)
     for (i, a), (j, b) in sites(combinations(enumerate(schedule.steps), 2)):
         if HOST_LANE in (a.lane, b.lane) or after(a.key, b.key):
             continue
@@ -213,7 +213,7 @@ MUTATORS: dict[Mutator, frozenset[str]] = {
 # --- what happens before what, by brute force: nothing of the prover is used ------------------------------------------
 
 
-class _Reach:
+class Reach:
     """Whether one step is certainly finished when another starts, by the closure of a graph."""
 
     def __init__(self, schedule: Schedule) -> None:
