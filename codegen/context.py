@@ -132,13 +132,13 @@ def _needs(gemms: Gemms, variants: Variants, given: list[str]) -> dict[str, Any]
         files.append("needs.jinja")
         checks.append("check_grouped(self.device, dtype)")
     launches = []
-    for plan, devices in variants.needs().items():
-        launches += call("", [string(plan), Listing("", tuple(map(string, devices)), "()")], ",", 4)
+    for plan, (devices, products) in variants.needs().items():
+        launches += call("", [string(plan), Listing("", tuple(map(string, devices)), "()"), str(products)], ",", 4)
     if launches:
         files.append("needs_triton.jinja")
-        checks.append("check_triton(self.device)")
+        checks.append("check_triton(self.device, dtype)")
     return {
-        "triton_rows": ["TRITON: list[tuple[str, tuple[str, ...]]] = [", *launches, "]"],
+        "triton_rows": ["TRITON: list[tuple[str, tuple[str, ...], bool]] = [", *launches, "]"],
         "need_files": files,
         "need_rows": ["GROUPED: list[tuple[str, str, tuple[str, ...], tuple[int, ...]]] = [", *rows, "]"],
         "given_row": f"GIVEN = {Listing('', tuple(map(string, given)))!s}",

@@ -11,7 +11,12 @@ from epsc.ir.attrs import ExpertGemmAttrs
 from epsc.ir.impls import Choice, Condition, Metric
 from epsc.ir.schedule import Schedule, Step
 
-FUNCTIONS = {"grouped": "grouped_gemm", "dense": "dense_gemm", "batched": "batched_gemm"}
+FUNCTIONS = {
+    "persistent": "persistent_gemm",
+    "grouped": "grouped_gemm",
+    "dense": "dense_gemm",
+    "batched": "batched_gemm",
+}
 
 _KNOWN = {
     Metric.ROWS: "part.rows",

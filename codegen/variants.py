@@ -63,18 +63,22 @@ class Variants:
             if step.impl.cases and not self.by_load(step)
         }
 
-    def needs(self) -> dict[str, tuple[str, ...]]:
-        """Lines of the plan that launch kernels, and the devices on which they may."""
+    def needs(self) -> dict[str, tuple[tuple[str, ...], bool]]:
+        """Lines of the plan that launch kernels -> devices on which they may, and whether they need tensor cores."""
         return {
-            f"{step.node} = {step.impl}": devices
-            for step in self._steps
-            if (devices := devices_of("triton", step.impl))
+            f"{step.node} = {step.impl}": (devices, name == "persistent")
+            for name in ("triton", "persistent")
+            for step in self.schedule.steps
+            if (devices := devices_of(name, step.impl))
         }
 
     def kernels(self) -> str:
         """The text of all kernels that some step may launch."""
         texts = list(self._kernels())
-        return "".join([triton_kernels.head(descriptors=False), *texts]) if texts else ""
+        persistent = any("persistent" in step.impl.names for step in self.schedule.steps)
+        if persistent:
+            texts += [triton_kernels.tiles(), triton_kernels.expert_gemm("expert_product")]
+        return "".join([triton_kernels.head(descriptors=persistent), *texts]) if texts else ""
 
     def _kernels(self) -> Iterator[str]:
         for key, functions in self.functions.items():

@@ -286,6 +286,7 @@ def inspect(file: Path, schedule: str | None, width: int | None, **given: Any) -
     from epsc.render.plan import plan_json  # noqa: PLC0415
     from epsc.render.table import graph_table, schedule_table  # noqa: PLC0415
 
+    _refuse_two_views(given)
     layer = driver.understand(driver.read(file), _options(given))
     plan = driver.plan(layer, schedule)
     report((*layer.warnings, *plan.warnings))
@@ -306,6 +307,16 @@ def inspect(file: Path, schedule: str | None, width: int | None, **given: Any) -
         }
         wanted = [name for name in sheets if given[f"show_{name}"]] or list(sheets)
         click.echo("\n\n".join(sheets[name]().rstrip() for name in wanted))
+
+
+def _refuse_two_views(given: dict[str, Any]) -> None:
+    """Sheets are shown together; of other forms only one can be, and what was asked besides would be dropped."""
+    forms = {"as_json": "--json", "as_dot": "--dot", "show_plan": "--plan"}
+    sheets = {"show_graph": "--graph", "show_steps": "--steps", "show_gantt": "--gantt"}
+    asked = [name for name in (*forms, *sheets) if given[name]]
+    if any(name in forms for name in asked) and len(asked) > 1 and asked != ["as_dot", "show_graph"]:
+        names = " and ".join((forms | sheets)[name] for name in asked)
+        raise click.UsageError(f"{names} do not go together: ask for one at a time")
 
 
 @cli.command()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from epsc.ir.graph import Graph
+from epsc.ir.graph import Graph, Node
 from epsc.ir.impls import Choice, Condition, Metric, impls_of
 from epsc.ir.schedule import Ref, Schedule, Stage, Step
-from epsc.passes.wishes import Context
+from epsc.passes.wishes import Context, why_not_persistent
 
 
 @dataclass(frozen=True)
@@ -18,20 +18,23 @@ class Choose:
 
     name: ClassVar[str] = "choose"
 
-    experts: str = "grouped"
-    """For expert gemms that no `use` names: grouped, dense or batched."""
+    experts: str = ""
+    """For expert gemms that no `use` names; else `persistent` on CUDA where it can, and `grouped`."""
 
     def __call__(self, graph: Graph, context: Context) -> Schedule:
         steps = []
         for node in graph.nodes:
-            choice = context.wishes.choices.get(node.name) or self._default(node.kind)
+            choice = context.wishes.choices.get(node.name) or self._default(graph, node)
             reads = tuple(Ref(value) for value in dict.fromkeys(node.ins))
             steps.append(Step(node.name, choice, reads, tuple(map(Ref, node.outs))))
         return Schedule(context.wishes.name, graph, context.ep, context.chip_sms, Stage.CHOSEN, tuple(steps))
 
-    def _default(self, kind: str) -> Choice:
-        if kind == "expert_gemm":
+    def _default(self, graph: Graph, node: Node) -> Choice:
+        kind = node.kind
+        if kind == "expert_gemm" and self.experts:
             return Choice(self.experts)
+        if kind == "expert_gemm" and why_not_persistent(graph, node):
+            return Choice("grouped")
         names = {impl.needs.device == "cuda": name for name, impl in reversed(impls_of(kind).items())}
         if True not in names:
             return Choice(names[False])

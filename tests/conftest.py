@@ -1,6 +1,8 @@
 """Options and rules that every test shares."""
 
+import importlib
 import os
+from typing import Any
 
 import pytest
 
@@ -29,3 +31,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def update_golden(request: pytest.FixtureRequest) -> bool:
     """Whether to write the golden file instead of comparing with it."""
     return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton kernels made in this test run under Triton's interpreter, on the CPU."""
+    triton = pytest.importorskip("triton", reason="triton is not installed: it is there for Linux only")
+    # Triton asks each time that it makes a kernel, not only when it is imported.
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", True, raising=False)
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        """Triton 3.6 makes a loop bound of an array of one number, which numpy 2.4 no longer takes for a number."""
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)

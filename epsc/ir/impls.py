@@ -84,6 +84,15 @@ def _triton(kind: str, doc: str) -> Impl:
 
 IMPLS: tuple[Impl, ...] = (
     Impl(
+        "persistent",
+        "expert_gemm",
+        "one persistent Triton launch for all experts, over TMA; no bias, weights as [out, in]",
+        Needs(device="cuda", capability=(9, 0), dtypes=frozenset({DType.BF16, DType.FP16}), align=16),
+        _GPU_SMS,
+        Cost(Bound.FLOPS, 0.92, launches=2),
+        "expert_gemm",
+    ),
+    Impl(
         "grouped",
         "expert_gemm",
         "one torch grouped_mm launch for all experts of the group",

@@ -30,7 +30,7 @@ class Fit:
     """Share of the memory rate at which weights are read."""
 
 
-_FITS = {"grouped": Fit(16, 0.6), "dense": Fit(48, 0.7), "batched": Fit(48, 0.75)}
+_FITS = {"persistent": Fit(45, 0.95), "grouped": Fit(16, 0.6), "dense": Fit(48, 0.7), "batched": Fit(48, 0.75)}
 _PLAIN = Fit(0, 1.0)
 
 Costs = Callable[[Schedule, Step, Cluster, int], float]

@@ -41,10 +41,14 @@ schedule cut_in_order {
   split sent, gate_up, h, down, back by expert_group into 2
   overlap none
 }
-schedule torch_only { use torch for h, back, mlp }
+schedule torch_only {
+  use torch for h, back, mlp
+  use grouped for gate_up, down
+}
 schedule kernels {
   split sent, gate_up, h, down, back by expert_group into 3
   use triton for h, back, mlp
+  use grouped for gate_up, down
 }
 schedule kernels_by_load {
   split sent, gate_up, h, down, back by tokens into 2

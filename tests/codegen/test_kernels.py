@@ -11,6 +11,7 @@ import torch
 from epsc.driver import plan, understand
 from epsc.interpret import interpret
 from epsc.interpret_weights import random_inputs, random_weights
+from epsc.ir.errors import EpsError
 from epsc.ir.source import Source
 from tests.codegen.layers import planned, program_of, written
 
@@ -38,14 +39,6 @@ def load(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType
     monkeypatch.setitem(sys.modules, "kernels", program)
     spec.loader.exec_module(program)
     return program
-
-
-@pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    triton = pytest.importorskip("triton", reason="triton is not installed: it is there for Linux only")
-    # Triton asks each time that it makes a kernel, not only when it is imported.
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(triton.knobs.runtime, "interpret", True, raising=False)
 
 
 @pytest.mark.parametrize("schedule", ["kernels", "kernels_by_load"])
@@ -110,7 +103,7 @@ def test_refuses_a_device_without_kernels(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(
         ValueError, match=r"`mlp\.act = triton when device == cuda else torch`: triton is not installed"
     ):
-        program.check_triton(torch.device("cuda"))
+        program.check_triton(torch.device("cuda"), torch.bfloat16)
 
 
 def test_programs_hold_only_the_kernels_that_they_launch() -> None:
@@ -123,3 +116,60 @@ def test_programs_hold_only_the_kernels_that_they_launch() -> None:
     assert text.count("import triton\n") == text.count("def triton_swiglu(") == text.count("def scatter_rows(") == 1
     assert "def put_rows(" not in text
     assert "def weighted_sum(" not in text
+
+
+PRODUCTS = """
+layer products(x: bf16[tokens, 24]) {
+  r    = route(x, experts=4, top_k=2)
+  sent = dispatch(x, r)
+  h    = swiglu(gemm(sent, gate_up, 2*16))
+  back = combine(gemm(h, down, 24), r)
+  return back
+}
+tokens 4 .. 8
+schedule whole { use persistent for gate_up, down }
+schedule cut {
+  split sent, h, back by expert_group into 2
+  use persistent for gate_up, down
+  use torch for h, back
+}
+"""
+
+
+@pytest.mark.parametrize("schedule", ["whole", "cut"])
+def test_persistent_products_agree_with_the_oracle(
+    schedule: str, interpreted: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = understand(Source("products.eps", PRODUCTS))
+    made = plan(layer, schedule)
+    program = load(program_of(made).text, tmp_path, monkeypatch)
+    module = program.Products(device="cpu", dtype=torch.float16)
+    weights = random_weights(layer.said, 0, torch.float16)
+    module.load(weights)
+    module.run.poison = True
+    exact = {name: weight.float() for name, weight in weights.items()}
+    for tokens in (0, 1, 9):
+        inputs = random_inputs(layer.said, tokens, 0, torch.float16)
+        (right,) = interpret(layer.said, {name: x.float() for name, x in inputs.items()}, exact)
+        torch.testing.assert_close(module(*inputs.values()).float(), right, rtol=1e-2, atol=1e-2)
+
+
+def test_what_the_persistent_kernel_cannot_do_is_refused() -> None:
+    biased = PRODUCTS.replace("gemm(sent, gate_up, 2*16)", "gemm(sent, gate_up, 2*16, bias=true)")
+    with pytest.raises(EpsError, match=r"cannot run `gate_up`: it adds no bias"):
+        plan(understand(Source("products.eps", biased)), "whole")
+    assert plan(understand(Source("products.eps", PRODUCTS))).schedule.step["down"].impl.names == ("persistent",)
+
+
+def test_programs_take_the_persistent_kernel_only_where_it_can_run() -> None:
+    made = {
+        name: plan(understand(Source("p.eps", text)), "serial")
+        for name, text in {
+            "plain": PRODUCTS,
+            "biased": PRODUCTS.replace("2*16)", "2*16, bias=true)"),
+            "narrow": PRODUCTS.replace("2*16", "2*18"),
+            "exact": PRODUCTS.replace("bf16", "fp32"),
+        }.items()
+    }
+    taken = {name: "persistent" in p.schedule.step["gate_up"].impl.names for name, p in made.items()}
+    assert taken == {"plain": True, "biased": False, "narrow": False, "exact": False}

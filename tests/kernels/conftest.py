@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -25,21 +24,8 @@ from torch import Tensor
 
 
 @pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+def load(tmp_path: Path, interpreted: None) -> Iterator[Load]:
     """The module of a kernel's text. Triton reads the source of a kernel, so it must be a file."""
-    triton = pytest.importorskip("triton", reason="triton is not installed: it is there for Linux only")
-    # Triton asks each time that it makes a kernel, not only when it is imported.
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(triton.knobs.runtime, "interpret", True, raising=False)
-    interpreter = importlib.import_module("triton.runtime.interpreter")
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor: Any, scope: Any) -> None:
-        """Triton 3.6 makes a loop bound of an array of one number, which numpy 2.4 no longer takes for a number."""
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
     made = []
 
     def load(text: str) -> ModuleType:
