@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from epsc.ir.attrs import Direction, TransferAttrs
-from epsc.ir.dims import Axis
+from epsc.ir.attrs import Direction, ExpertGemmAttrs, TransferAttrs
+from epsc.ir.dims import Axis, DType
 from epsc.ir.errors import Faults, Note, did_you_mean
 from epsc.ir.graph import Graph, Node
 from epsc.ir.impls import Choice, Condition, Metric, impls_of
@@ -272,6 +272,15 @@ class _Resolver:
                 names = " and ".join(f"`{name.name}`" for name in use.impls)
                 self.faults.add("unknown-implementation", f"no op of `{target.name}` has {names}", use.impls[-1].span)
             self._check_metrics(use, target, matched)
+            for name in use.impls:
+                for node in matched if name.name == "persistent" else ():
+                    if why := why_not_persistent(self.graph, node):
+                        self.faults.add(
+                            "cannot-be-persistent",
+                            f"`persistent` cannot run `{target.name}`: {why}",
+                            name.span,
+                            help="use `grouped`",
+                        )
             if None in conditions:
                 continue
             cases = tuple((n.name, c) for n, c in zip(use.impls, conditions, strict=False) if c)
@@ -336,6 +345,23 @@ class _Resolver:
                 partition.span,
                 help="run all of them on that lane, or write a `reserve` for each",
             )
+
+
+def why_not_persistent(graph: Graph, node: Node) -> str:
+    """What the persistent kernel cannot do of this expert gemm; nothing if it can run it."""
+    attrs = node.attrs
+    assert isinstance(attrs, ExpertGemmAttrs)
+    if attrs.bias:
+        return "it adds no bias"
+    if attrs.transposed:
+        return "it reads weights as [out, in]"
+    read = graph.types[node.ins[0]]
+    if read.dtype is DType.FP32:
+        return "its tensor cores take bf16 and fp16"
+    # 16 bytes: what TMA addresses rows by. A tile is stored in two halves, each of such rows.
+    if read.shape[1].scale % 8 or attrs.out % 8:
+        return f"its widths, {read.shape[1].scale} and {attrs.out}, are no multiples of 8"
+    return ""
 
 
 def _weight(node: Node) -> str:
