@@ -125,9 +125,10 @@ def _options(given: dict[str, Any], extra_defines: tuple[str, ...] = ()) -> driv
         if wanted in (name, "all"):
             click.echo(f"# after {name}\n{made}\n")
 
+    watched = watch if given["timed"] or wanted else None
     defines = parse_defines(given["defines"]) | parse_defines(extra_defines)
     return driver.Options(
-        defines, given["preset"], given["layer"], given["cluster"], configured(given["pipeline"]), watch
+        defines, given["preset"], given["layer"], given["cluster"], configured(given["pipeline"]), watched
     )
 
 

@@ -18,7 +18,7 @@ from epsc.ir.spec import ScheduleDecl, Spec
 from epsc.machine.cluster import Cluster
 from epsc.passes.build import build
 from epsc.passes.numbers import Numbers, cluster_settings, load_of
-from epsc.passes.pipeline import PIPELINE, Pass, Watcher, decide, lower
+from epsc.passes.pipeline import PIPELINE, Decision, Pass, Watcher, decide, lower
 from epsc.passes.wishes import Context, Wishes, resolve
 
 if TYPE_CHECKING:
@@ -182,14 +182,20 @@ def plan(layer: Layer, schedule: str | None = None) -> Plan:
         from epsc.passes.auto import search  # noqa: PLC0415 - the simulator is not needed to prove what is written down
 
         best, asked = search(layer.graph, layer.numbers, cluster, layer.load[1], options.pipeline)
+        if options.watch:  # the passes of the one that was chosen, not of all that were asked about
+            _decide(layer, replace(best.decl, name=decl.name))
         chosen = replace(best.decision.schedule, name=decl.name)
         return Plan(layer, chosen, best.decision.warnings, tuple(asked))
+    decision = _decide(layer, decl)
+    return Plan(layer, decision.schedule, decision.warnings)
+
+
+def _decide(layer: Layer, decl: ScheduleDecl) -> Decision:
     faults = Faults()
     wishes = _resolve(layer, decl, faults)
     faults.raise_if_any()
-    context = Context(wishes, cluster.mesh.ep, cluster.device.sms)
-    decision = decide(layer.graph, context, options.pipeline, options.watch)
-    return Plan(layer, decision.schedule, decision.warnings)
+    context = Context(wishes, layer.cluster.mesh.ep, layer.cluster.device.sms)
+    return decide(layer.graph, context, layer.options.pipeline, layer.options.watch)
 
 
 def check(source: Source, options: Options | None = None) -> tuple[Layer, list[Plan]]:

@@ -170,3 +170,14 @@ def test_a_full_disk_is_told() -> None:
     assert done.returncode == INPUT
     assert done.stderr.startswith("error: cannot print")
     assert "Traceback" not in done.stderr
+
+
+def test_what_auto_chose_is_printed_after_a_pass(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "inspect m.eps -s best --plan --print-after buffers --preset small"
+    assert epsc(monkeypatch, *line.split()) == DONE
+    first, _, rest = capsys.readouterr().out.partition("\n")
+    assert first == "# after buffers"
+    half = len(rest.strip()) // 2
+    assert rest.strip()[:half].strip() == rest.strip()[half:].strip()
