@@ -382,7 +382,7 @@ class _Builder:
         self.types.update(zip(outs, types, strict=True))
         self.nodes.append(Node(name, kind, ins, outs, attrs, params, origin or scope.statement, span))
         if len(self.nodes) == MAX_NODES:
-            self.faults.add("too-large", f"the layer unrolls to more than {MAX_NODES} ops", span)
+            self._too_large(span)
             self.faults.raise_if_any()
 
     def _param(self, name: str, shape: tuple[int, ...], sharded: bool, scope: _Scope, span: Span | None) -> str:
@@ -620,11 +620,19 @@ class _Builder:
         value: Bound = self._rows_arg(call, 1, scope)
         times = self.numbers.whole(call.args[2], "the number of layers")
         name = self._fresh(scope, want if want and want != "return" else "layers")
+        before, each = len(self.nodes), 0
         for i in range(times or 0):
             value = self._call_layer(call, first.name, [value], scope, want, f"{name}.{i}")
-            if value is None:
+            each = len(self.nodes) - before if i == 0 else each
+            if value is None or each == 0:  # nothing more to learn, or a layer that returns its argument
+                break
+            if i == 0 and before + each * (times or 0) >= MAX_NODES:
+                self._too_large(call.span)
                 break
         return value
+
+    def _too_large(self, span: Span | None) -> None:
+        self.faults.add("too-large", f"the layer unrolls to more than {MAX_NODES} ops", span)
 
 
 class _Scope:
