@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from epsc.ir.errors import Diagnostic, EpsError, did_you_mean
 from epsc.ir.graph import Graph, Node
 from epsc.ir.impls import Choice, Condition, Metric, impls_of
 from epsc.ir.schedule import Ref, Schedule, Stage, Step
@@ -20,6 +21,17 @@ class Choose:
 
     experts: str = ""
     """For expert gemms that no `use` names; else `persistent` on CUDA where it can, and `grouped`."""
+
+    def __post_init__(self) -> None:
+        known = impls_of("expert_gemm")
+        if self.experts and self.experts not in known:
+            raise EpsError(
+                Diagnostic(
+                    "unknown-implementation",
+                    f"`{self.experts}` is no implementation of expert gemms",
+                    help=did_you_mean(self.experts, known),
+                )
+            )
 
     def __call__(self, graph: Graph, context: Context) -> Schedule:
         steps = []

@@ -100,6 +100,7 @@ def test_numbers_that_make_no_sense(define: str, monkeypatch: pytest.MonkeyPatch
         "chunk{n=2},chunk{n=4}",
         "order{prefetch=-1}",
         "place{overlap=2}",
+        "choose{experts=foo}",
     ],
 )
 def test_options_of_passes_that_make_no_sense(passes: str, monkeypatch: pytest.MonkeyPatch) -> None:
