@@ -194,7 +194,7 @@ def _decide(layer: Layer, decl: ScheduleDecl) -> Decision:
     faults = Faults()
     wishes = _resolve(layer, decl, faults)
     faults.raise_if_any()
-    context = Context(wishes, layer.cluster.mesh.ep, layer.cluster.device.sms)
+    context = Context(wishes, layer.cluster.mesh.ep, layer.cluster.device.sms, layer.cluster.device)
     return decide(layer.graph, context, layer.options.pipeline, layer.options.watch)
 
 

@@ -74,7 +74,7 @@ def search(
         faults = Faults()
         wishes = resolve(decl, graph, numbers, cluster.mesh.ep, cluster.device.sms, faults)
         faults.raise_if_any()
-        decision = decide(graph, Context(wishes, cluster.mesh.ep, cluster.device.sms), pipeline)
+        decision = decide(graph, Context(wishes, cluster.mesh.ep, cluster.device.sms, cluster.device), pipeline)
         asked.append(Candidate(decl, decision, _seconds(decision.schedule, cluster, load)))
     best = asked[0]
     for candidate in asked[1:]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from epsc.ir.errors import Diagnostic, EpsError, did_you_mean
+from epsc.ir.errors import Diagnostic, EpsError, Faults, did_you_mean
 from epsc.ir.graph import Graph, Node
 from epsc.ir.impls import Choice, Condition, Metric, impls_of
 from epsc.ir.schedule import Ref, Schedule, Stage, Step
+from epsc.passes.needs import check_needs
 from epsc.passes.wishes import Context, why_not_persistent
 
 
@@ -35,10 +36,14 @@ class Choose:
 
     def __call__(self, graph: Graph, context: Context) -> Schedule:
         steps = []
+        faults = Faults()
         for node in graph.nodes:
             choice = context.wishes.choices.get(node.name) or self._default(graph, node)
+            if context.device:
+                check_needs(graph, node, choice, context.device, context.wishes.choice_spans.get(node.name), faults)
             reads = tuple(Ref(value) for value in dict.fromkeys(node.ins))
             steps.append(Step(node.name, choice, reads, tuple(map(Ref, node.outs))))
+        faults.raise_if_any()
         return Schedule(context.wishes.name, graph, context.ep, context.chip_sms, Stage.CHOSEN, tuple(steps))
 
     def _default(self, graph: Graph, node: Node) -> Choice:

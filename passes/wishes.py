@@ -26,6 +26,7 @@ from epsc.ir.spec import (
     Use,
     When,
 )
+from epsc.machine.cluster import Device
 from epsc.passes.numbers import Numbers
 
 LOWERED_AXES = (Axis.EXPERT_GROUP, Axis.TOKENS)
@@ -71,6 +72,7 @@ class Wishes:
     befores: tuple[OneThenOther, ...] = ()
     lanes: dict[str, str] = field(default_factory=dict)
     overlap: bool = True
+    choice_spans: dict[str, Span | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Context:
     """Ranks that share the experts."""
     chip_sms: int
     """SMs of one GPU."""
+    device: Device | None = None
+    """Where the plan is to run; without one nobody asks whether its implementations can."""
 
 
 def resolve(decl: ScheduleDecl, graph: Graph, numbers: Numbers, ep: int, chip_sms: int, faults: Faults) -> Wishes:
@@ -97,7 +101,7 @@ class _Resolver:
         self.ep, self.chip_sms = ep, chip_sms
         self.named: dict[str, list[Node]] = {}
         for node in graph.nodes:
-            for name in {node.origin, _weight(node)}:
+            for name in {node.origin, name_of(node)}:
                 self.named.setdefault(name, []).append(node)
         self.named.pop("return", None)
 
@@ -129,7 +133,7 @@ class _Resolver:
                         if name in choices:
                             self.faults.add(
                                 "use-twice",
-                                f"an implementation of `{_weight(self.graph.node[name])}` is chosen twice",
+                                f"an implementation of `{name_of(self.graph.node[name])}` is chosen twice",
                                 directive.span,
                                 notes=[Note("first here", choice_spans[name])],
                             )
@@ -175,7 +179,16 @@ class _Resolver:
         for partition in partitions:
             self._check_partition(partition, lanes)
         return Wishes(
-            self.decl.name, splits, spans, choices, tuple(partitions), tuple(besides), tuple(befores), lanes, overlap
+            self.decl.name,
+            splits,
+            spans,
+            choices,
+            tuple(partitions),
+            tuple(besides),
+            tuple(befores),
+            lanes,
+            overlap,
+            choice_spans,
         )
 
     # --- targets ------------------------------------------------------------------------------------------------------
@@ -364,7 +377,7 @@ def why_not_persistent(graph: Graph, node: Node) -> str:
     return ""
 
 
-def _weight(node: Node) -> str:
+def name_of(node: Node) -> str:
     """The weight's name as the layer's text says it, for a gemm that is not inside an `mlp`; else the origin."""
     if not node.kind.endswith("gemm"):
         return node.origin
@@ -375,7 +388,7 @@ def _weight(node: Node) -> str:
 def _layer_of(node: Node) -> tuple[str, ...]:
     """Which inlining of a layer an op is part of: the names of the calls around it."""
     parts = node.name.split(".")
-    word = node.origin if node.origin in parts else _weight(node)
+    word = node.origin if node.origin in parts else name_of(node)
     return tuple(parts[: len(parts) - 1 - parts[::-1].index(word)]) if word in parts else ()
 
 

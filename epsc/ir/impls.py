@@ -42,7 +42,7 @@ class Needs:
     device: str = "any"
     """`cuda`, `cpu` or `any`."""
     capability: tuple[int, int] = (0, 0)
-    """Least CUDA compute capability."""
+    """Least compute capability, on CUDA."""
     dtypes: frozenset[DType] = frozenset({DType.BF16, DType.FP16, DType.FP32})
     align: int = 1
     """Rows must be a multiple of this many bytes."""
@@ -96,7 +96,7 @@ IMPLS: tuple[Impl, ...] = (
         "grouped",
         "expert_gemm",
         "one torch grouped_mm launch for all experts of the group",
-        Needs(dtypes=frozenset({DType.BF16, DType.FP16, DType.FP32}), align=16),
+        Needs(capability=(9, 0), align=16),
         _GPU_SMS,
         Cost(Bound.FLOPS, 0.85),
         "expert_gemm",
@@ -226,6 +226,16 @@ class Choice:
     def names(self) -> tuple[str, ...]:
         """Every implementation that may be taken, in order, each once."""
         return tuple(dict.fromkeys([*(name for name, _ in self.cases), self.otherwise]))
+
+    def possible(self, device: str) -> tuple[str, ...]:
+        """The implementations that may be taken on `device`, in order, each once."""
+        found = []
+        for name, condition in self.cases:
+            if condition.metric is not Metric.DEVICE:
+                found.append(name)
+            elif _holds(device, condition.op, condition.value):
+                return tuple(dict.fromkeys([*found, name]))
+        return tuple(dict.fromkeys([*found, self.otherwise]))
 
     def pick(self, known: dict[Metric, int | str]) -> str:
         """The implementation for the numbers `known` (all that the conditions name must be there)."""

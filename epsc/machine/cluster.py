@@ -56,6 +56,8 @@ class Device:
     memory_sms: int
     """SMs with which a memory-bound kernel reaches its full rate."""
     origin: Origin
+    capability: tuple[int, int] = (0, 0)
+    """CUDA compute capability."""
 
 
 _MM_SHARE = 771e12 / 989.4e12
@@ -89,11 +91,19 @@ _H200 = Device(
     transfer_sms=16,
     memory_sms=50,
     origin=Origin.MEASURED,
+    capability=(9, 0),
 )
 
 
 def _published(
-    name: str, sms: int, tflops_bf16: float, tflops_fp32: float, hbm_tb: float, link_gb: float, inter_gb: float
+    name: str,
+    sms: int,
+    tflops_bf16: float,
+    tflops_fp32: float,
+    hbm_tb: float,
+    link_gb: float,
+    inter_gb: float,
+    capability: tuple[int, int] = (9, 0),
 ) -> Device:
     """A device from its data sheet; what data sheets do not tell is taken from the H200."""
     return Device(
@@ -116,6 +126,7 @@ def _published(
         transfer_sms=_H200.transfer_sms,
         memory_sms=_H200.memory_sms,
         origin=Origin.PUBLISHED,
+        capability=capability,
     )
 
 
@@ -128,7 +139,7 @@ DEVICES: dict[str, Device] = {
         # An H100 with NVLink cut to 400 GB/s both ways (DeepSeek-V3 report, arXiv 2412.19437, section 3.1 and on).
         _published("h800", 132, 989.4, 67, 3.35, 200, 50),
         # NVIDIA A100 80 GB SXM data sheet: 312 and 19.5 TFLOP/s, 2.039 TB/s, NVLink 600 GB/s both ways; HDR 200 Gb/s.
-        _published("a100", 108, 312, 19.5, 2.039, 300, 25),
+        _published("a100", 108, 312, 19.5, 2.039, 300, 25, (8, 0)),
         # Two cores and gloo over the loopback: orders of magnitude, so that plans for tests look plausible.
         Device(
             name="cpu",

@@ -1,0 +1,46 @@
+"""What implementations need and a plan does not give: told when it is made, not when its program starts elsewhere."""
+
+from __future__ import annotations
+
+from epsc.ir.errors import Faults
+from epsc.ir.graph import Graph, Node
+from epsc.ir.impls import Choice, Impl, impls_of
+from epsc.ir.source import Span
+from epsc.machine.cluster import Device
+from epsc.passes.wishes import name_of, why_not_persistent
+
+
+def check_needs(graph: Graph, node: Node, choice: Choice, device: Device, span: Span | None, faults: Faults) -> None:
+    """Add a fault for every implementation that `choice` may take on `device` and that cannot run there."""
+    impls = impls_of(node.kind)
+    for name in choice.possible(device.backend):
+        why = _why_not(graph, node, impls[name], device)
+        if why:
+            ways = [other for other, impl in impls.items() if not _why_not(graph, node, impl, device)]
+            help = f"`use {ways[0]} for {name_of(node)}`" if ways else None
+            if ways and node.kind == "expert_gemm":
+                help = f'{help}, or -p "choose{{experts={ways[0]}}}" wherever no `use` stands'
+            faults.add("needs", f"`{name}` cannot run `{name_of(node)}`: {why}", span or node.span, help=help)
+
+
+def _why_not(graph: Graph, node: Node, impl: Impl, device: Device) -> str:
+    """What keeps an implementation from running an op; nothing if it can run it."""
+    needs = impl.needs
+    read = graph.types[node.ins[0]] if node.ins else None
+    if needs.device not in ("any", device.backend):
+        return f"it needs {needs.device}, and the cluster's device is {device.name}"
+    if device.backend == "cuda" and needs.capability > device.capability:
+        least, has = (".".join(map(str, each)) for each in (needs.capability, device.capability))
+        return f"it needs compute capability {least}, {device.name} has {has}"
+    if impl.name == "persistent" and (why := why_not_persistent(graph, node)):
+        return why
+    if needs.align > 1 and read is not None:
+        # Rows as they lie in memory: of what it reads, and of its weights, [.., out, in] or [.., in, out].
+        weights = [graph.param[name].type for name in node.params[:1]]
+        for tensor in (read, *weights):
+            width, size = tensor.shape[-1].scale, tensor.shape[-1].scale * tensor.dtype.bytes
+            if size % needs.align:
+                return f"rows of {width} {tensor.dtype} are {size} bytes, no multiple of {needs.align}"
+    if device.backend == "cuda" and node.info.role.value == "compute" and read and read.dtype not in needs.dtypes:
+        return f"it takes {' or '.join(sorted(needs.dtypes))}, not {read.dtype}"
+    return ""
