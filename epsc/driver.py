@@ -16,8 +16,8 @@ from epsc.ir.schedule import Schedule
 from epsc.ir.source import Source
 from epsc.ir.spec import ScheduleDecl, Spec
 from epsc.machine.cluster import Cluster
-from epsc.passes.build import build
-from epsc.passes.numbers import Numbers, cluster_settings, load_of
+from epsc.passes.build import Draft, draft
+from epsc.passes.numbers import MOST, Numbers, cluster_settings, load_of
 from epsc.passes.pipeline import PIPELINE, Decision, Pass, Watcher, decide, lower
 from epsc.passes.wishes import Context, Wishes, resolve
 
@@ -117,18 +117,31 @@ def understand(source: Source, options: Options | None = None) -> Layer:
     return layer
 
 
-def _read(source: Source, options: Options, faults: Faults) -> Layer | None:
-    """The layer, as far as one can be made; None when there are faults that leave none."""
+def _read(source: Source, options: Options, faults: Faults, schedules: bool = False) -> Layer | None:
+    """The layer; None when there are faults that leave none. `schedules`: then look for theirs all the same."""
     spec, found = parse_recovering(source)
     faults.diagnostics += found.diagnostics
     numbers = Numbers(spec, faults, options.defines, options.preset)
     cluster = _cluster(spec, numbers, options, faults)
-    said = build(spec, numbers, options.layer, cluster.mesh.ep if cluster else 1, faults)
+    made = draft(spec, numbers, options.layer, cluster.mesh.ep if cluster else 1, faults)
     load = load_of(spec, numbers)
-    if said is None or cluster is None:
+    if made is None or not made.whole or cluster is None:
+        # What the text lost where it could not be read may be what a schedule names.
+        if schedules and made and not found.errors:
+            _look_at_schedules(spec, made, numbers, cluster, options, faults)
         return None
-    graph = lower(said, options.pipeline, options.watch)
-    return Layer(source, spec, said, graph, numbers, cluster, load, options, tuple(faults.warnings))
+    graph = lower(made.graph, options.pipeline, options.watch)
+    return Layer(source, spec, made.graph, graph, numbers, cluster, load, options, tuple(faults.warnings))
+
+
+def _look_at_schedules(
+    spec: Spec, made: Draft, numbers: Numbers, cluster: Cluster | None, options: Options, faults: Faults
+) -> None:
+    """Add the faults of schedules that are there whatever becomes of those of the layer and the cluster."""
+    ep, sms = (cluster.mesh.ep, cluster.device.sms) if cluster else (1, MOST)
+    graph = lower(made.graph, options.pipeline)
+    for decl in spec.schedules:
+        resolve(decl, graph, numbers, ep, sms, faults, made.vague)
 
 
 def _resolve(layer: Layer, decl: ScheduleDecl, faults: Faults) -> Wishes:
@@ -204,7 +217,7 @@ def check(source: Source, options: Options | None = None) -> tuple[Layer, list[P
     An `auto` schedule is searched for, and each candidate proven, when it is planned.
     """
     faults = Faults()
-    layer = _read(source, options or Options(), faults)
+    layer = _read(source, options or Options(), faults, schedules=True)
     plans: list[Plan] = []
     for decl in layer.schedules if layer else ():
         if layer is None or decl.auto:

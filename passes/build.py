@@ -1,7 +1,8 @@
 """build: Spec -> Graph. The one bridge between what was said and what is meant.
 
 Resolves names, computes shapes and inlines layers that call layers. Reports everything that does not fit in one go:
-a value whose statement failed is poisoned (None), and what reads it stays silent.
+a value whose statement failed is poisoned (None), and what reads it stays silent. A route that failed is one all the
+same: only its options are wrong, and rows that it sends have shapes.
 """
 
 from __future__ import annotations
@@ -47,9 +48,29 @@ class Rows:
 
 Bound = Route | Rows | None
 
+ANY = 2**31
+"""Experts of a route of which nobody knows how many it has."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A layer as far as it could be built."""
+
+    graph: Graph
+    """Whole, or of what has no fault."""
+    whole: bool
+    vague: frozenset[str] = frozenset()
+    """Names for schedules of which there may be more ops, or others, once the faults are gone."""
+
 
 def build(spec: Spec, numbers: Numbers, layer: str | None, ep: int, faults: Faults) -> Graph | None:
-    """The Graph of one layer (the last of the file unless named), or None after adding faults.
+    """The Graph of one layer (the last of the file unless named), or None after adding faults."""
+    made = draft(spec, numbers, layer, ep, faults)
+    return made.graph if made and made.whole else None
+
+
+def draft(spec: Spec, numbers: Numbers, layer: str | None, ep: int, faults: Faults) -> Draft | None:
+    """One layer (the last of the file unless named), as far as it can be built; None when there is none.
 
     `ep` is the number of ranks that share the experts; experts must be divisible by it.
     """
@@ -63,7 +84,7 @@ def build(spec: Spec, numbers: Numbers, layer: str | None, ep: int, faults: Faul
         faults.add("unknown-name", f"there is no layer `{layer}`", help=did_you_mean(layer, layers))
         return None
     decl = layers[layer] if layer else spec.layers[-1]
-    return _Builder(layers, numbers, ep, faults).graph(decl)
+    return _Builder(layers, numbers, ep, faults).draft(decl)
 
 
 class _Builder:
@@ -79,8 +100,9 @@ class _Builder:
         self.names: set[str] = set()
         self.dtype = DType.BF16
         self.active: list[str] = []
+        self.vague: set[str] = set()
 
-    def graph(self, decl: LayerDecl) -> Graph | None:
+    def draft(self, decl: LayerDecl) -> Draft:
         before = len(self.faults.errors)
         if len(decl.args) != 1:
             self.faults.add(
@@ -121,9 +143,13 @@ class _Builder:
                 help="a route only says which experts a token chose: return what `combine` gives back",
             )
         if len(self.faults.errors) > before or not isinstance(result, Rows):
-            return None
-        inputs = tuple(arg.name for arg in decl.args)
-        return Graph(decl.name, inputs, self.types, tuple(self.params.values()), tuple(self.nodes), (result.name,))
+            inputs = tuple(arg.name for arg in decl.args if arg.name in self.types)
+            everything = tuple(value for node in self.nodes for value in node.outs)
+            return Draft(self._graph(decl, inputs, everything), False, frozenset(self.vague))
+        return Draft(self._graph(decl, tuple(arg.name for arg in decl.args), (result.name,)), True)
+
+    def _graph(self, decl: LayerDecl, inputs: tuple[str, ...], results: tuple[str, ...]) -> Graph:
+        return Graph(decl.name, inputs, self.types, tuple(self.params.values()), tuple(self.nodes), results)
 
     def _dim(self, expr: Expr) -> Dim | None:
         if isinstance(expr, Name) and expr.name == "tokens":
@@ -147,7 +173,10 @@ class _Builder:
         result: Bound = None
         for statement in decl.body:
             scope.statement = statement.name if isinstance(statement, Bind) else "return"
+            before = len(self.faults.errors)
             value = self._expr(statement.value, scope, scope.statement)
+            if value is None or len(self.faults.errors) > before:
+                self.vague |= self._names_of(statement, set())
             if not isinstance(statement, Bind):
                 result = value
                 if statement is not decl.body[-1]:
@@ -174,6 +203,26 @@ class _Builder:
                 )
         self.active.pop()
         return result
+
+    def _names_of(self, said: Bind | Return | Expr, seen: set[str]) -> set[str]:
+        """What a schedule might call the ops of a piece of a layer by, also those of layers that it calls."""
+        match said:
+            case Bind(name, value):
+                return {name} | self._names_of(value, seen)
+            case Return(value):
+                return self._names_of(value, seen)
+            case Binary(_, left, right):
+                return self._names_of(left, seen) | self._names_of(right, seen)
+            case Call(fn, args):
+                found = ({fn} - self.layers.keys()).union(*(self._names_of(arg, seen) for arg in args))
+                if fn == "gemm" and len(args) > 1 and isinstance(args[1], Name):
+                    found.add(args[1].name)
+                called = args[0].name if fn == "stack" and args and isinstance(args[0], Name) else fn
+                if called in self.layers and called not in seen:
+                    seen.add(called)
+                    found = found.union(*(self._names_of(each, seen) for each in self.layers[called].body))
+                return found
+        return set()
 
     # --- expressions --------------------------------------------------------------------------------------------------
 
@@ -390,7 +439,8 @@ class _Builder:
         full = f"{scope.prefix}{name}"
         param = Param(full, Tensor(self.dtype, tuple(map(Dim, shape))), sharded)
         first = self.params.setdefault(full, param)
-        if first != param:
+        unknown = sharded and first.sharded and ANY in (shape[0], first.type.shape[0].scale)
+        if first != param and not (unknown and first.type.shape[1:] == param.type.shape[1:]):
             self.faults.add(
                 "shape-mismatch",
                 f"the weight `{name}` is {param.type} here and {first.type} before",
@@ -407,8 +457,12 @@ class _Builder:
         self._count_args(call, 1)
         x = self._rows_arg(call, 0, scope)
         options = self._options(call, RouteAttrs)
-        if x is None or options is None:
+        if x is None:
             return None
+        if options is None:
+            said = next((keyword for keyword in call.keywords if keyword.name == "experts"), None)
+            experts = self.numbers.whole(said.value, "`experts`") if said else None
+            options = {"experts": experts or ANY, "top_k": 1}
         attrs = RouteAttrs(**options)
         if x.route:
             self.faults.add("bad-argument", "rows that were dispatched cannot be routed again", call.span)
@@ -419,7 +473,7 @@ class _Builder:
 
         def check(holds: bool, code: str, message: str, at: str, help: str | None = None) -> None:
             nonlocal good
-            if not holds:
+            if not holds and count != ANY:
                 self.faults.add(code, message, spans.get(at, call.span), help=help)
                 good = False
 
@@ -458,7 +512,7 @@ class _Builder:
                 "group_by",
             )
         if not good:
-            return None
+            attrs = RouteAttrs(count, min(k, count))
         name = self._fresh(scope, want if want and want != "return" else "route")
         local = name.removeprefix(scope.prefix)
         params = [self._param(f"{local}.weight", (count, x.type.shape[1].scale), False, scope, call.span)]

@@ -9,7 +9,7 @@ from epsc.ir.attrs import Direction, ExpertGemmAttrs, TransferAttrs
 from epsc.ir.dims import Axis, DType
 from epsc.ir.errors import Faults, Note, did_you_mean
 from epsc.ir.graph import Graph, Node
-from epsc.ir.impls import Choice, Condition, Metric, impls_of
+from epsc.ir.impls import IMPLS, Choice, Condition, Metric, impls_of
 from epsc.ir.kinds import KINDS, Role
 from epsc.ir.schedule import HOST_LANE
 from epsc.ir.source import Span
@@ -88,17 +88,35 @@ class Context:
     """Where the plan is to run; without one nobody asks whether its implementations can."""
 
 
-def resolve(decl: ScheduleDecl, graph: Graph, numbers: Numbers, ep: int, chip_sms: int, faults: Faults) -> Wishes:
-    """What `decl` asks of the lowered `graph`; adds a fault for everything that the graph or the chip cannot give."""
-    return _Resolver(decl, graph, numbers, ep, chip_sms, faults).wishes()
+def resolve(
+    decl: ScheduleDecl,
+    graph: Graph,
+    numbers: Numbers,
+    ep: int,
+    chip_sms: int,
+    faults: Faults,
+    vague: frozenset[str] = frozenset(),
+) -> Wishes:
+    """What `decl` asks of the lowered `graph`; adds a fault for everything that the graph or the chip cannot give.
+
+    Of a graph with faults `vague` are the names whose ops may not all be there: nothing is said to be missing of them.
+    """
+    return _Resolver(decl, graph, numbers, ep, chip_sms, faults, vague).wishes()
 
 
 class _Resolver:
     def __init__(
-        self, decl: ScheduleDecl, graph: Graph, numbers: Numbers, ep: int, chip_sms: int, faults: Faults
+        self,
+        decl: ScheduleDecl,
+        graph: Graph,
+        numbers: Numbers,
+        ep: int,
+        chip_sms: int,
+        faults: Faults,
+        vague: frozenset[str],
     ) -> None:
         self.decl, self.graph, self.numbers, self.faults = decl, graph, numbers, faults
-        self.ep, self.chip_sms = ep, chip_sms
+        self.ep, self.chip_sms, self.vague = ep, chip_sms, vague
         self.named: dict[str, list[Node]] = {}
         for node in graph.nodes:
             for name in {node.origin, name_of(node)}:
@@ -195,12 +213,12 @@ class _Resolver:
 
     def _nodes(self, target: Target) -> list[Node]:
         found = self.named.get(target.name, [])
-        if not found:
+        if not found and target.name not in self.vague:
             self.faults.add(
                 "unknown-target",
                 f"the layer has no `{target.name}`",
                 target.span,
-                help=did_you_mean(target.name, self.named),
+                help=did_you_mean(target.name, {*self.named, *self.vague}),
             )
         return found
 
@@ -234,7 +252,7 @@ class _Resolver:
         for target in split.targets:
             nodes = self._nodes(target)
             can = [node for node in nodes if split.axis in axes_of(self.graph, node)]
-            if nodes and not can:
+            if nodes and not can and target.name not in self.vague:
                 self.faults.add(
                     "axis",
                     f"`{target.name}` cannot be cut by {split.axis}",
@@ -246,13 +264,17 @@ class _Resolver:
             for node in can:
                 if split.axis is Axis.EXPERT_GROUP:
                     experts = getattr(node.attrs, "experts", 0) or self._experts_of(node)
-                    if count > experts // self.ep:
+                    # Where ep does not divide the experts, a fault of its own, nobody knows how many a rank will have.
+                    local = experts if experts % self.ep else experts // self.ep
+                    if count > local:
                         self.faults.add(
                             "chunks-over-experts",
-                            f"cannot make {count} groups of {experts // self.ep} experts: there are {experts} experts"
-                            f" on {self.ep} ranks",
+                            f"cannot make {count} groups: there are {experts} experts"
+                            if experts % self.ep
+                            else f"cannot make {count} groups of {local} experts: there are {experts} experts on"
+                            f" {self.ep} ranks",
                             split.span,
-                            help=f"use at most {experts // self.ep}",
+                            help=f"use at most {local}",
                         )
                         return {}
                 found[node.name] = (split.axis, count)
@@ -272,7 +294,10 @@ class _Resolver:
             matched = [n for n in nodes if all(name.name in impls_of(n.kind) for name in use.impls)]
             known = {impl for node in nodes if len(impls_of(node.kind)) > 1 for impl in impls_of(node.kind)}
             unknown = [name for name in use.impls if not any(name.name in impls_of(node.kind) for node in nodes)]
-            for name in unknown if nodes else ():
+            if target.name in self.vague:
+                known |= {impl.name for impl in IMPLS}
+                unknown = [name for name in unknown if name.name not in known]
+            for name in unknown if nodes or target.name in self.vague else ():
                 self.faults.add(
                     "unknown-implementation",
                     f"`{name.name}` is no implementation of `{target.name}`",
@@ -281,7 +306,7 @@ class _Resolver:
                     if known
                     else "it has one implementation only: there is nothing to choose",
                 )
-            if nodes and not matched and not unknown:
+            if nodes and not matched and not unknown and target.name not in self.vague:
                 names = " and ".join(f"`{name.name}`" for name in use.impls)
                 self.faults.add("unknown-implementation", f"no op of `{target.name}` has {names}", use.impls[-1].span)
             self._check_metrics(use, target, matched)
@@ -336,7 +361,7 @@ class _Resolver:
         sms = self.numbers.whole(reserve.sms, "the number of SMs")
         nodes: list[str] = []
         for target in reserve.targets:
-            if self._nodes(target) and not self._transfers(target):
+            if self._nodes(target) and not self._transfers(target) and target.name not in self.vague:
                 self.faults.add(
                     "reserve",
                     f"`{target.name}` transfers nothing: SMs are reserved for transfers",
@@ -344,7 +369,7 @@ class _Resolver:
                     help="GEMMs get the SMs that are left",
                 )
             nodes += [node.name for node in self._transfers(target)]
-        return Partition(sms, tuple(nodes), reserve.span) if sms is not None and nodes else None
+        return Partition(sms, tuple(nodes), reserve.span) if sms is not None else None
 
     def _check_partition(self, partition: Partition, lanes: dict[str, str]) -> None:
         """What shares SMs must take turns, and so be on one lane."""
