@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from epsc.ir.dims import Cuts, Dim
@@ -48,18 +48,17 @@ class Buffers:
                 known = bisect_left(starts, known_from.get(size.symbol, -1))
                 home = next((s for s in storages[known:] if s.takes(steps, happens, graph, value)), None)
             if home is None:
-                home = _Storage(f"s{len(storages)}", value, [], value in graph.results, steps)
+                home = _Storage(f"s{len(storages)}", value, {}, value in graph.results)
                 storages.append(home)
                 starts.append(steps[0][0])
-            if size not in home.sizes:
-                home.sizes.append(size)
-            home.last = steps
+            home.sizes[size] = None
+            home.last = {step.lane: step.key for _, step in steps}
             buffers.append(Buffer(value, tensor, home.name, cuts))
         return replace(
             schedule,
             stage=Stage.BUFFERED,
             buffers=tuple(buffers),
-            storages=tuple(Storage(s.name, graph.types[s.value].dtype, _largest(s.sizes)) for s in storages),
+            storages=tuple(Storage(s.name, graph.types[s.value].dtype, _largest(list(s.sizes))) for s in storages),
         )
 
 
@@ -68,18 +67,23 @@ class _Storage:
     name: str
     value: str
     """The value that it was made for: its first user, of its element type."""
-    sizes: list[Dim]
+    sizes: dict[Dim, None]
+    """Each once, in the order in which they came."""
     closed: bool
     """It holds a result, which outlives the forward pass."""
-    last: list[tuple[int, Step]]
-    """What uses the buffer that came to live here last."""
+    last: dict[str, str] = field(default_factory=dict)
+    """Of what uses the buffer that came to live here last: the last step of each lane."""
 
     def takes(self, steps: list[tuple[int, Step]], happens: Happens, graph: Graph, value: str) -> bool:
         """Whether a buffer of `value`, used by `steps` (the first of them writes it), may live here too."""
         if self.closed or graph.types[self.value].dtype != graph.types[value].dtype:
             return False
-        writers = [step for _, step in steps if any(ref.value == value for ref in step.writes)]
-        return all(happens.before(old.key, new.key) for _, old in self.last for new in writers)
+        # Steps are in issue order, and lanes keep it: of each lane, the last old and the first new one speak for all.
+        new: dict[str, str] = {}
+        for _, step in steps:
+            if any(ref.value == value for ref in step.writes):
+                new.setdefault(step.lane, step.key)
+        return all(happens.before(a, b) for a in self.last.values() for b in new.values())
 
 
 def _uses(schedule: Schedule) -> dict[tuple[str, Cuts], list[tuple[int, Step]]]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import ClassVar
 
-from epsc.ir.dims import overlap
 from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.graph import Graph, Node
 from epsc.ir.kinds import Role
+from epsc.ir.regions import Regions
 from epsc.ir.schedule import Schedule, Stage, Step
 from epsc.passes.place import COMPUTE_LANE
 from epsc.passes.wishes import Context, Wishes, is_dispatch
@@ -146,20 +146,19 @@ def _feeds_dispatch(schedule: Schedule) -> set[str]:
 
 def _dependencies(schedule: Schedule) -> tuple[list[list[int]], list[int]]:
     """Edges between steps (by position): makers before readers of overlapping regions, and what `order` asks for."""
-    writers: dict[str, list[int]] = {}
+    writers: dict[str, Regions[int]] = {}
     of_node: dict[str, list[int]] = {}
     for i, step in enumerate(schedule.steps):
         of_node.setdefault(step.node, []).append(i)
         for ref in step.writes:
-            writers.setdefault(ref.value, []).append(i)
+            writers.setdefault(ref.value, Regions()).add(ref.cuts, i)
     after: list[list[int]] = [[] for _ in schedule.steps]
     blocked = [0] * len(schedule.steps)
     edges = set()
     for i, step in enumerate(schedule.steps):
         for ref in step.reads:
-            for w in writers.get(ref.value, ()):
-                if any(r.value == ref.value and overlap(r.cuts, ref.cuts) for r in schedule.steps[w].writes):
-                    edges.add((w, i))
+            if ref.value in writers:
+                edges |= {(w, i) for w in writers[ref.value].meeting(ref.cuts)}
     for first, then in schedule.order:
         edges |= {(a, b) for a in of_node[first] for b in of_node[then]}
     for a, b in sorted(edges):

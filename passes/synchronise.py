@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from epsc.ir.dims import overlap
-from epsc.ir.schedule import Hazard, Ref, Schedule, Stage, Step, Wait
+from epsc.ir.regions import Regions
+from epsc.ir.schedule import Hazard, Schedule, Stage, Wait
 from epsc.passes.wishes import Context
 from epsc.proof.happens import Happens
 
@@ -22,15 +22,19 @@ class Synchronise:
 
     def __call__(self, schedule: Schedule, context: Context) -> Schedule:  # noqa: ARG002 - every pass is called alike
         happens = Happens([lane.name for lane in schedule.lanes])
-        used: dict[str, list[tuple[int, Step, Ref, bool]]] = {}
+        # Apart, because reads do not conflict: an index that every chunk reads is one use for each, not one for all.
+        read: dict[str, Regions[tuple[int, str]]] = {}
+        written: dict[str, Regions[tuple[int, str]]] = {}
         steps = []
         for i, step in enumerate(schedule.steps):
             needs: dict[int, Wait] = {}
-            for ref, writes in [*((r, False) for r in step.reads), *((w, True) for w in step.writes)]:
-                for j, other, theirs, wrote in used.get(ref.value, ()):
-                    if (writes or wrote) and j not in needs and overlap(ref.cuts, theirs.cuts):
-                        hazard = (Hazard.WAW if wrote else Hazard.WAR) if writes else Hazard.RAW
-                        needs[j] = Wait(other.key, ref.value, hazard)
+            for ref, earlier, hazard in (
+                *((r, written, Hazard.RAW) for r in step.reads),
+                *((w, *other) for w in step.writes for other in ((read, Hazard.WAR), (written, Hazard.WAW))),
+            ):
+                if ref.value in earlier:
+                    for j, key in earlier[ref.value].meeting(ref.cuts):
+                        needs.setdefault(j, Wait(key, ref.value, hazard))
             clock = happens.base(step)
             waits = []
             # The latest first: what it guarantees need not be waited for again.
@@ -41,8 +45,8 @@ class Synchronise:
             synced = replace(step, waits=tuple(waits))
             happens.add(synced, [wait.step for wait in waits])
             for ref in step.reads:
-                used.setdefault(ref.value, []).append((i, synced, ref, False))
+                read.setdefault(ref.value, Regions()).add(ref.cuts, (i, step.key))
             for ref in step.writes:
-                used.setdefault(ref.value, []).append((i, synced, ref, True))
+                written.setdefault(ref.value, Regions()).add(ref.cuts, (i, step.key))
             steps.append(synced)
         return replace(schedule, stage=Stage.SYNCED, steps=tuple(steps))

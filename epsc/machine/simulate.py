@@ -29,10 +29,10 @@ from dataclasses import dataclass, field
 from math import inf
 
 from epsc.ir.attrs import TransferAttrs
-from epsc.ir.dims import overlap
 from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.impls import Bound, Impl, Resource
 from epsc.ir.kinds import Role
+from epsc.ir.regions import Regions
 from epsc.ir.schedule import HOST_LANE, Schedule, Stage, Step
 from epsc.machine.cluster import Cluster
 from epsc.machine.cost import Costs, cost
@@ -59,17 +59,18 @@ def waits_of(schedule: Schedule) -> dict[str, tuple[str, ...]]:
     if schedule.stage >= Stage.SYNCED:
         return {step.key: tuple(dict.fromkeys(wait.step for wait in step.waits)) for step in schedule.steps}
     found: dict[str, tuple[str, ...]] = {}
-    makers: dict[str, list[tuple[str, Step]]] = {}
+    makers: dict[str, Regions[str]] = {}
     for step in schedule.steps:
         for ref in step.writes:
-            makers.setdefault(ref.value, []).append((step.key, step))
+            makers.setdefault(ref.value, Regions()).add(ref.cuts, step.key)
     for step in schedule.steps:
         found[step.key] = tuple(
             dict.fromkeys(
                 key
                 for ref in step.reads
-                for key, maker in makers.get(ref.value, ())
-                if key != step.key and any(w.value == ref.value and overlap(w.cuts, ref.cuts) for w in maker.writes)
+                if ref.value in makers
+                for key in makers[ref.value].meeting(ref.cuts)
+                if key != step.key
             )
         )
     return found

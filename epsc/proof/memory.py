@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from epsc.ir.dims import Dim
+from epsc.ir.dims import Cuts, Dim
 from epsc.ir.errors import Faults
 from epsc.ir.kinds import Role
 from epsc.ir.schedule import Buffer, Schedule
@@ -16,6 +16,7 @@ def check_memory(schedule: Schedule, faults: Faults) -> None:
     storages = {storage.name: storage for storage in schedule.storages}
     if len(storages) < len(schedule.storages):
         faults.add("duplicate-storage", "two storages have one name")
+    most = {storage.name: _most(storage.sizes) for storage in schedule.storages}
     by_value: dict[str, list[Buffer]] = {}
     for buffer in schedule.buffers:
         by_value.setdefault(buffer.value, []).append(buffer)
@@ -34,7 +35,7 @@ def check_memory(schedule: Schedule, faults: Faults) -> None:
         storage = storages.get(buffer.storage)
         if storage is None:
             faults.add("unknown-storage", f"`{buffer.key}` lies in `{buffer.storage}`, which is not declared", span)
-        elif storage.dtype != buffer.type.dtype or not any(_holds(size, needed.numel) for size in storage.sizes):
+        elif storage.dtype != buffer.type.dtype or not _holds_any(most[storage.name], needed.numel):
             sizes = ", ".join(map(str, storage.sizes)) or "0"
             faults.add(
                 "small-storage",
@@ -51,9 +52,27 @@ def _holds(have: Dim, need: Dim) -> bool:
     return have.symbol == need.symbol and covers and have.scale >= need.scale
 
 
+def _most(sizes: tuple[Dim, ...]) -> dict[tuple[str, Cuts], int]:
+    """The largest of the sizes that count the same."""
+    most: dict[tuple[str, Cuts], int] = {}
+    for size in sizes:
+        key = size.symbol, size.cuts
+        most[key] = max(most.get(key, size.scale), size.scale)
+    return most
+
+
+def _holds_any(most: dict[tuple[str, Cuts], int], need: Dim) -> bool:
+    """Whether one of the sizes `_holds` what is needed: as often the whole, or the same part."""
+    keys = ((need.symbol, ()), (need.symbol, need.cuts))
+    return any(key in most and most[key] >= need.scale for key in keys)
+
+
 def _check_sharing(schedule: Schedule, by_value: dict[str, list[Buffer]], faults: Faults) -> None:
     """In issue order, a storage belongs to one buffer from its first use to its last; results belong to the caller."""
     graph = schedule.graph
+    by_region: dict[tuple[str, Cuts], list[Buffer]] = {}
+    for buffer in schedule.buffers:
+        by_region.setdefault((buffer.value, buffer.cuts), []).append(buffer)
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     for i, step in enumerate(schedule.steps):
@@ -61,7 +80,7 @@ def _check_sharing(schedule: Schedule, by_value: dict[str, list[Buffer]], faults
             maker = graph.maker.get(ref.value)
             if maker is None or not (maker.info.role in (Role.MEMORY, Role.COMPUTE) or maker.kind == "all2all"):
                 continue
-            buffers = [b for b in by_value.get(ref.value, ()) if b.cuts in ((), ref.cuts)]
+            buffers = [b for cuts in {(), ref.cuts} for b in by_region.get((ref.value, cuts), ())]
             if not buffers:
                 faults.add("no-buffer", f"`{step.key}` uses {ref}, which has no buffer", graph.node[step.node].span)
             elif len(buffers) > 1:

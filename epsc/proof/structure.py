@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from epsc.ir.dims import Cuts, overlap
+from epsc.ir.dims import Cuts
 from epsc.ir.errors import Faults
 from epsc.ir.graph import Graph
 from epsc.ir.impls import impls_of
 from epsc.ir.kinds import Role
+from epsc.ir.regions import Regions
 from epsc.ir.schedule import HOST_LANE, Schedule, Stage, Step
 
 
@@ -103,31 +104,20 @@ def _check_lanes(schedule: Schedule, faults: Faults) -> None:
 def _check_order(schedule: Schedule, faults: Faults) -> None:
     """Every region is made, whole, before it is read; and the order that was asked for is kept."""
     graph = schedule.graph
-    made: dict[str, list[Cuts]] = {}
-    left: dict[str, int] = {}
-    for step in schedule.steps:
-        left[step.node] = left.get(step.node, 0) + 1
-    makers: dict[str, list[Step]] = {}
+    made: dict[str, set[Cuts]] = {}
+    makers: dict[str, Regions[Cuts]] = {}
     for step in schedule.steps:
         for ref in step.writes:
-            makers.setdefault(ref.value, []).append(step)
+            makers.setdefault(ref.value, Regions()).add(ref.cuts, ref.cuts)
     for step in schedule.steps:
         for ref in step.reads:
             if ref.value in graph.inputs:
                 continue
-            needed = [
-                w.cuts
-                for m in makers.get(ref.value, [])
-                for w in m.writes
-                if w.value == ref.value and overlap(w.cuts, ref.cuts)
-            ]
-            have = made.get(ref.value, [])
-            missing = [cuts for cuts in needed if cuts not in have]
-            if missing or not needed:
+            needed = makers[ref.value].meeting(ref.cuts) if ref.value in makers else []
+            if not needed or not made.get(ref.value, set()).issuperset(needed):
                 faults.add("unmade-value", f"`{step.key}` reads {ref} before it is made", graph.node[step.node].span)
         for ref in step.writes:
-            made.setdefault(ref.value, []).append(ref.cuts)
-        left[step.node] -= 1
+            made.setdefault(ref.value, set()).add(ref.cuts)
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     for i, step in enumerate(schedule.steps):
