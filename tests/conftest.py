@@ -5,6 +5,11 @@ import os
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no failure: tests have a time limit of their own, and what a property takes is not what it says.
+settings.register_profile("epsc", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("epsc")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
