@@ -7,49 +7,21 @@ same: only its options are wrong, and rows that it sends have shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from enum import StrEnum
-from typing import Any, get_type_hints
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from epsc.ir.attrs import Act, ActAttrs, Attrs, ExpertGemmAttrs, GemmAttrs, NoAttrs, RouteAttrs, RowsAttrs
-from epsc.ir.dims import TOKENS, Dim, DType, Tensor, rows
-from epsc.ir.errors import Faults, Note, Severity, did_you_mean, nearest
-from epsc.ir.graph import Graph, Node, Param
-from epsc.ir.kinds import KINDS
-from epsc.ir.source import Span
+from epsc.ir.attrs import Act
+from epsc.ir.dims import TOKENS, Dim, DType, Tensor
+from epsc.ir.errors import Faults, Note, Severity, did_you_mean
+from epsc.ir.graph import Graph
 from epsc.ir.spec import Binary, Bind, Broken, Call, Expr, LayerDecl, Name, Number, Return, Spec
+from epsc.passes.arguments import USAGE
+from epsc.passes.bound import Bound, Route, Rows, Scope
+from epsc.passes.nodes import MAX_NODES
 from epsc.passes.numbers import Numbers
+from epsc.passes.ops import Ops
 
 FLOATS = (DType.BF16, DType.FP16, DType.FP32)
-
-MAX_NODES = 100_000
-"""`stack` is a loop that a file can write; this bounds what it unrolls to."""
-
-
-@dataclass(frozen=True)
-class Route:
-    """What `r = route(...)` binds: not a tensor but a decision, which dispatch and combine read."""
-
-    node: str
-    attrs: RouteAttrs
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A value of rows: its name in the Graph, and for routed rows the route that sent them."""
-
-    name: str
-    type: Tensor
-    route: Route | None = None
-    dispatch: str = ""
-
-
-Bound = Route | Rows | None
-
-ANY = 2**31
-"""Experts of a route of which nobody knows how many it has."""
 
 
 @dataclass(frozen=True)
@@ -87,18 +59,12 @@ def draft(spec: Spec, numbers: Numbers, layer: str | None, ep: int, faults: Faul
     return _Builder(layers, numbers, ep, faults).draft(decl)
 
 
-class _Builder:
+class _Builder(Ops):
+    """Layers, their statements, and expressions over them."""
+
     def __init__(self, layers: Mapping[str, LayerDecl], numbers: Numbers, ep: int, faults: Faults) -> None:
+        super().__init__(numbers, ep, faults)
         self.layers = layers
-        self.numbers = numbers
-        self.ep = ep
-        self.faults = faults
-        self.nodes: list[Node] = []
-        self.types: dict[str, Tensor] = {}
-        self.params: dict[str, Param] = {}
-        self.param_spans: dict[str, Span | None] = {}
-        self.names: set[str] = set()
-        self.dtype = DType.BF16
         self.active: list[str] = []
         self.vague: set[str] = set()
 
@@ -167,7 +133,7 @@ class _Builder:
             )
             return None
         self.active.append(decl.name)
-        scope = _Scope(prefix, {arg.name: value for arg, value in zip(decl.args, args, strict=True)})
+        scope = Scope(prefix, {arg.name: value for arg, value in zip(decl.args, args, strict=True)})
         for arg in decl.args:
             scope.spans[arg.name] = arg.span
         result: Bound = None
@@ -224,9 +190,7 @@ class _Builder:
                 return found
         return set()
 
-    # --- expressions --------------------------------------------------------------------------------------------------
-
-    def _expr(self, expr: Expr, scope: _Scope, want: str = "") -> Bound:
+    def _expr(self, expr: Expr, scope: Scope, want: str = "") -> Bound:
         """The value of an expression; `want` is the binding that it is to be named after, at the top of a statement."""
         match expr:
             case Name(name):
@@ -255,10 +219,10 @@ class _Builder:
                         return self._call(expr, scope, want)
                 return self._call(expr, scope, want)
 
-    def _call(self, expr: Call, scope: _Scope, want: str) -> Bound:
+    def _call(self, expr: Call, scope: Scope, want: str) -> Bound:
         fn = expr.fn
-        if fn in _OPS:
-            return _OPS[fn](self, expr, scope, want)
+        if fn in BUILTINS:
+            return BUILTINS[fn](self, expr, scope, want)
         if fn in set(Act):
             return self._activation(expr, scope, want)
         if fn in self.layers:
@@ -268,11 +232,11 @@ class _Builder:
             "unknown-name",
             f"`{fn}` is no op and no layer of this file",
             expr.fn_span or expr.span,
-            help=did_you_mean(fn, {*_OPS, *Act, *self.layers}),
+            help=did_you_mean(fn, {*BUILTINS, *Act, *self.layers}),
         )
         return None
 
-    def _call_layer(self, call: Call, fn: str, args: list[Bound], scope: _Scope, want: str, name: str = "") -> Bound:
+    def _call_layer(self, call: Call, fn: str, args: list[Bound], scope: Scope, want: str, name: str = "") -> Bound:
         decl = self.layers[fn]
         if fn in self.active:
             through = self.active[self.active.index(fn) + 1 :]
@@ -311,364 +275,14 @@ class _Builder:
             name = self._fresh(scope, want if want and want != "return" else fn)
         return self._layer(decl, args, f"{name}.")
 
-    def _elementwise(self, expr: Binary, kind: str, a: Bound, b: Bound, scope: _Scope, want: str) -> Bound:
-        if not (self._is_rows(a, expr.left) and self._is_rows(b, expr.right)):
-            return None
-        assert isinstance(a, Rows) and isinstance(b, Rows)
-        if kind == "mul" and a.type.shape[-1] == Dim(1) != b.type.shape[-1]:
-            a, b = b, a  # the one-column factor comes second, so that the result has the type of the first
-        fits = a.type.shape == b.type.shape or (
-            kind == "mul" and b.type.shape[-1] == Dim(1) and a.type.shape[:-1] == b.type.shape[:-1]
-        )
-        if not fits or a.type.dtype != b.type.dtype:
-            self.faults.add(
-                "shape-mismatch",
-                f"cannot {kind} {a.type} and {b.type}",
-                expr.span,
-                help="routed rows come back to tokens through `combine`" if a.route or b.route else None,
-            )
-            return None
-        name = self._fresh(scope, want or f"{scope.statement}.{kind}")
-        self._emit(name, kind, (a.name, b.name), NoAttrs(), (a.type,), scope, expr.span)
-        return replace(a, name=name)
-
-    def _is_rows(self, value: Bound, expr: Expr) -> bool:
-        if isinstance(value, Route):
-            self.faults.add("bad-argument", "this is a route; rows are needed here", expr.span)
-        return isinstance(value, Rows)
-
-    def _rows_arg(self, call: Call, index: int, scope: _Scope) -> Rows | None:
-        """Argument `index` as rows; None after adding a fault."""
-        if index >= len(call.args):
-            self.faults.add("bad-argument", f"`{call.fn}` needs {_USAGE.get(call.fn, 'a value')}", call.span)
-            return None
-        value = self._expr(call.args[index], scope)
-        return value if self._is_rows(value, call.args[index]) and isinstance(value, Rows) else None
-
-    def _route_arg(self, call: Call, index: int, scope: _Scope) -> Route | None:
-        if index >= len(call.args):
-            self.faults.add("bad-argument", f"`{call.fn}` needs {_USAGE[call.fn]}", call.span)
-            return None
-        value = self._expr(call.args[index], scope)
-        if isinstance(value, Rows):
-            self.faults.add(
-                "bad-argument", "a route is needed here, as `r = route(...)` makes it", call.args[index].span
-            )
-        return value if isinstance(value, Route) else None
-
-    def _count_args(self, call: Call, most: int) -> None:
-        if len(call.args) > most:
-            self.faults.add(
-                "bad-argument", f"`{call.fn}` needs {_USAGE.get(call.fn, 'one value')}", call.args[most].span
-            )
-
-    def _options(self, call: Call, cls: type, taken: tuple[str, ...] = ()) -> dict[str, Any] | None:
-        """Keyword arguments as fields of the attribute class `cls`, those in `taken` being set otherwise."""
-        hints = {k: v for k, v in get_type_hints(cls).items() if k not in taken}
-        found: dict[str, Any] = {}
-        meant: set[str | None] = set()
-        good = True
-        for keyword in call.keywords:
-            if keyword.name not in hints or keyword.name in found:
-                meant.add(nearest(keyword.name, hints))
-                problem = "is given twice" if keyword.name in found else f"is no option of `{call.fn}`"
-                self.faults.add(
-                    "bad-argument", f"`{keyword.name}` {problem}", keyword.span, help=did_you_mean(keyword.name, hints)
-                )
-                good = False
-                continue
-            value = self._scalar(keyword.value, hints[keyword.name], keyword.name)
-            good = good and value is not None
-            found[keyword.name] = value
-        needed = [f.name for f in fields(cls) if f.name in hints and f.default is f.default_factory]
-        for name in needed:
-            if name not in found and name not in meant:
-                self.faults.add("bad-argument", f"`{call.fn}` needs `{name}=...`", call.span)
-                good = False
-        return found if good else None
-
-    def _scalar(self, expr: Expr, kind: type, name: str) -> object:
-        if isinstance(expr, Broken):
-            return None
-        if kind is bool or issubclass(kind, StrEnum):
-            words = {"true": True, "false": False} if kind is bool else {str(v): v for v in kind}
-            word = expr.name if isinstance(expr, Name) else ""
-            if word not in words:
-                self.faults.add(
-                    "bad-argument", f"`{name}` must be {' or '.join(words)}", expr.span, help=did_you_mean(word, words)
-                )
-                return None
-            return words[word]
-        if kind is int:
-            return self.numbers.whole(expr, f"`{name}`")
-        value = self.numbers.of(expr)
-        return None if value is None else float(value)
-
-    # --- nodes --------------------------------------------------------------------------------------------------------
-
-    def _fresh(self, scope: _Scope, name: str) -> str:
-        name = f"{scope.prefix}{name}"
-        unique, n = name, 1
-        while unique in self.names:
-            n += 1
-            unique = f"{name}.{n}"
-        self.names.add(unique)
-        return unique
-
-    def _emit(
-        self,
-        name: str,
-        kind: str,
-        ins: tuple[str, ...],
-        attrs: Attrs,
-        types: tuple[Tensor, ...],
-        scope: _Scope,
-        span: Span | None,
-        params: tuple[str, ...] = (),
-        origin: str = "",
-    ) -> None:
-        outs = tuple(f"{name}{suffix}" for suffix in KINDS[kind].outs)
-        self.types.update(zip(outs, types, strict=True))
-        self.nodes.append(Node(name, kind, ins, outs, attrs, params, origin or scope.statement, span))
-        if len(self.nodes) == MAX_NODES:
-            self._too_large(span)
-            self.faults.raise_if_any()
-
-    def _param(self, name: str, shape: tuple[int, ...], sharded: bool, scope: _Scope, span: Span | None) -> str:
-        """The weight `name` of this scope; used twice it is one shared weight, and the shapes must agree."""
-        full = f"{scope.prefix}{name}"
-        param = Param(full, Tensor(self.dtype, tuple(map(Dim, shape))), sharded)
-        first = self.params.setdefault(full, param)
-        unknown = sharded and first.sharded and ANY in (shape[0], first.type.shape[0].scale)
-        if first != param and not (unknown and first.type.shape[1:] == param.type.shape[1:]):
-            self.faults.add(
-                "shape-mismatch",
-                f"the weight `{name}` is {param.type} here and {first.type} before",
-                span,
-                notes=[Note("first used here", self.param_spans[full])],
-                help="one name is one weight: give the second a name of its own",
-            )
-        self.param_spans.setdefault(full, span)
-        return full
-
-    # --- ops ----------------------------------------------------------------------------------------------------------
-
-    def _route(self, call: Call, scope: _Scope, want: str) -> Bound:
-        self._count_args(call, 1)
-        x = self._rows_arg(call, 0, scope)
-        options = self._options(call, RouteAttrs)
-        if x is None:
-            return None
-        if options is None:
-            said = next((keyword for keyword in call.keywords if keyword.name == "experts"), None)
-            experts = self.numbers.whole(said.value, "`experts`") if said else None
-            options = {"experts": experts or ANY, "top_k": 1}
-        attrs = RouteAttrs(**options)
-        if x.route:
-            self.faults.add("bad-argument", "rows that were dispatched cannot be routed again", call.span)
-            return None
-        spans = {keyword.name: keyword.span for keyword in call.keywords}
-        count, k = attrs.experts, attrs.top_k
-        good = True
-
-        def check(holds: bool, code: str, message: str, at: str, help: str | None = None) -> None:
-            nonlocal good
-            if not holds and count != ANY:
-                self.faults.add(code, message, spans.get(at, call.span), help=help)
-                good = False
-
-        check(k <= count, "top-k", f"top_k is {k}, but there are only {count} experts", "top_k")
-        check(
-            count % self.ep == 0,
-            "experts-ep",
-            f"{count} experts cannot be shared evenly by ep = {self.ep} ranks",
-            "experts",
-            f"ep must divide {count}",
-        )
-        check(
-            count % attrs.groups == 0,
-            "groups",
-            f"{count} experts are not divisible into {attrs.groups} groups",
-            "groups",
-        )
-        check(
-            attrs.top_groups <= attrs.groups,
-            "groups",
-            f"top_groups is {attrs.top_groups}, but there are only {attrs.groups} groups",
-            "top_groups",
-        )
-        if good:
-            within = count // attrs.groups * attrs.top_groups
-            check(
-                k <= within,
-                "top-k",
-                f"top_k is {k}, but {attrs.top_groups} groups hold only {within} experts",
-                "top_k",
-            )
-            check(
-                attrs.group_by != "top2" or count // attrs.groups >= 2,
-                "groups",
-                "group_by=top2 needs at least 2 experts in a group",
-                "group_by",
-            )
-        if not good:
-            attrs = RouteAttrs(count, min(k, count))
-        name = self._fresh(scope, want if want and want != "return" else "route")
-        local = name.removeprefix(scope.prefix)
-        params = [self._param(f"{local}.weight", (count, x.type.shape[1].scale), False, scope, call.span)]
-        params += [
-            self._param(f"{local}.{bias}", (count,), False, scope, call.span)
-            for bias in ("bias", "choice_bias")
-            if getattr(attrs, bias)
-        ]
-        types = (Tensor(DType.INT64, (TOKENS, Dim(k))), Tensor(DType.FP32, (TOKENS, Dim(k))))
-        self._emit(name, "route", (x.name,), attrs, types, scope, call.span, tuple(params))
-        return Route(name, attrs)
-
-    def _dispatch(self, call: Call, scope: _Scope, want: str) -> Bound:
-        self._count_args(call, 2)
-        x, route = self._rows_arg(call, 0, scope), self._route_arg(call, 1, scope)
-        self._options(call, NoAttrs)
-        if x is None or route is None:
-            return None
-        if x.route:
-            self.faults.add("bad-argument", "these rows are dispatched already", call.span)
-            return None
-        name = self._fresh(scope, want if want and want != "return" else "dispatch")
-        tensor = Tensor(x.type.dtype, (rows(name), x.type.shape[1]))
-        attrs = RowsAttrs(route.attrs.experts, route.attrs.top_k)
-        self._emit(name, "dispatch", (x.name, f"{route.node}.experts"), attrs, (tensor,), scope, call.span)
-        return Rows(name, tensor, route, name)
-
-    def _combine(self, call: Call, scope: _Scope, want: str) -> Bound:
-        self._count_args(call, 2)
-        h, route = self._rows_arg(call, 0, scope), self._route_arg(call, 1, scope)
-        self._options(call, NoAttrs)
-        if h is None or route is None:
-            return None
-        if h.route != route:
-            what = "these rows were not dispatched" if h.route is None else "these rows were sent by another route"
-            self.faults.add("bad-argument", f"{what}: `combine` takes back what `dispatch` sent", call.args[0].span)
-            return None
-        name = self._fresh(scope, want if want and want != "return" else "combine")
-        tensor = Tensor(h.type.dtype, (TOKENS, h.type.shape[1]))
-        ins = (h.name, f"{route.node}.experts", f"{route.node}.weights")
-        self._emit(name, "combine", ins, RowsAttrs(route.attrs.experts, route.attrs.top_k), (tensor,), scope, call.span)
-        return Rows(name, tensor)
-
-    def _gemm(self, call: Call, scope: _Scope, want: str) -> Bound:
-        self._count_args(call, 3)
-        x = self._rows_arg(call, 0, scope)
-        options = self._options(call, GemmAttrs, taken=("out",))
-        if len(call.args) < 3:
-            self.faults.add("bad-argument", f"`gemm` needs {_USAGE['gemm']}", call.span)
-            return None
-        if not isinstance(call.args[1], Name):
-            self.faults.add("bad-argument", "the second argument of `gemm` names its weight", call.args[1].span)
-            return None
-        out = self.numbers.whole(call.args[2], "the output width")
-        if x is None or options is None or out is None:
-            return None
-        weight = call.args[1].name
-        if weight in scope.values:
-            self.faults.add(
-                "duplicate-name", f"`{weight}` is a value here, and cannot name a weight too", call.args[1].span
-            )
-            return None
-        # In `h = swiglu(gemm(...))` the gemm takes its weight's name, in `h = gemm(...)` the binding's.
-        name = self._fresh(scope, want if want and want != "return" else weight)
-        return self._gemm_node(name, x, weight, out, options, scope, call.span)
-
-    def _gemm_node(
-        self,
-        name: str,
-        x: Rows,
-        weight: str,
-        out: int,
-        options: dict[str, Any],
-        scope: _Scope,
-        span: Span | None,
-        origin: str = "",
-    ) -> Rows:
-        width = x.type.shape[-1].scale
-        shape = (width, out) if options.get("transposed") else (out, width)
-        experts = (x.route.attrs.experts,) if x.route else ()
-        params = [self._param(weight, (*experts, *shape), bool(experts), scope, span)]
-        if options.get("bias"):
-            params.append(self._param(f"{weight}.bias", (*experts, out), bool(experts), scope, span))
-        attrs: Attrs = ExpertGemmAttrs(*experts, out=out, **options) if experts else GemmAttrs(out, **options)
-        kind = "expert_gemm" if experts else "gemm"
-        tensor = Tensor(x.type.dtype, (x.type.shape[0], Dim(out)))
-        self._emit(name, kind, (x.name,), attrs, (tensor,), scope, span, tuple(params), origin)
-        return replace(x, name=name, type=tensor)
-
-    def _activation(self, call: Call, scope: _Scope, want: str) -> Bound:
-        self._count_args(call, 1)
-        x = self._rows_arg(call, 0, scope)
-        options = self._options(call, ActAttrs, taken=("fn",))
-        if x is None or options is None:
-            return None
-        name = self._fresh(scope, want or (call.fn if scope.statement == call.fn else f"{scope.statement}.{call.fn}"))
-        return self._activation_node(name, x, ActAttrs(Act(call.fn), **options), scope, call.span)
-
-    def _activation_node(
-        self, name: str, x: Rows, attrs: ActAttrs, scope: _Scope, span: Span | None, origin: str = ""
-    ) -> Rows | None:
-        width = x.type.shape[-1].scale
-        if attrs.fn.gated and width % 2:
-            self.faults.add(
-                "shape-mismatch",
-                f"`{attrs.fn}` halves the width, but {width} is odd",
-                span,
-                help="its input is gate and up side by side: make it 2 * the width that you want",
-            )
-            return None
-        tensor = Tensor(x.type.dtype, (x.type.shape[0], Dim(width // 2 if attrs.fn.gated else width)))
-        self._emit(name, "activation", (x.name,), attrs, (tensor,), scope, span, origin=origin)
-        return replace(x, name=name, type=tensor)
-
-    def _mlp(self, call: Call, scope: _Scope, want: str) -> Bound:
-        """mlp(x, act, width) = gemm(act(gemm(x, gate_up, width or 2 * width)), down, width of x)."""
-        self._count_args(call, 3)
-        x = self._rows_arg(call, 0, scope)
-        options = self._options(call, GemmAttrs, taken=("out",))
-        if len(call.args) < 3 or not isinstance(call.args[1], Name) or call.args[1].name not in set(Act):
-            place = call.args[1] if len(call.args) > 1 else call
-            named = place.name if isinstance(place, Name) else ""
-            self.faults.add("bad-argument", f"`mlp` needs {_USAGE['mlp']}", place.span, help=did_you_mean(named, Act))
-            return None
-        width = self.numbers.whole(call.args[2], "the width of the mlp")
-        if x is None or width is None or options is None:
-            return None
-        attrs = ActAttrs(Act(call.args[1].name))
-        origin = want if want and want != "return" else "mlp"
-        name = self._fresh(scope, origin)
-        local = name.removeprefix(scope.prefix)
-        up_weight, down_weight = ("gate_up" if attrs.fn.gated else "up"), "down"
-        up = self._gemm_node(
-            self._fresh(scope, f"{local}.{up_weight}"),
-            x,
-            f"{local}.{up_weight}",
-            width * (1 + attrs.fn.gated),
-            options,
-            scope,
-            call.span,
-            origin,
-        )
-        act = self._activation_node(self._fresh(scope, f"{local}.act"), up, attrs, scope, call.span, origin)
-        assert act is not None
-        return self._gemm_node(
-            name, act, f"{local}.{down_weight}", x.type.shape[-1].scale, options, scope, call.span, origin
-        )
-
-    def _stack(self, call: Call, scope: _Scope, want: str) -> Bound:
+    def _stack(self, call: Call, scope: Scope, want: str) -> Bound:
         """stack(layer, x, n): the layer n times, each with weights of its own, each reading what the last one made."""
         self._count_args(call, 3)
         first = call.args[0] if call.args else call
         if len(call.args) < 3 or not isinstance(first, Name) or first.name not in self.layers:
             named = first.name if isinstance(first, Name) else ""
             self.faults.add(
-                "bad-argument", f"`stack` needs {_USAGE['stack']}", first.span, help=did_you_mean(named, self.layers)
+                "bad-argument", f"`stack` needs {USAGE['stack']}", first.span, help=did_you_mean(named, self.layers)
             )
             return None
         value: Bound = self._rows_arg(call, 1, scope)
@@ -685,45 +299,12 @@ class _Builder:
                 break
         return value
 
-    def _too_large(self, span: Span | None) -> None:
-        self.faults.add("too-large", f"the layer unrolls to more than {MAX_NODES} ops", span)
 
-
-class _Scope:
-    """The names of one layer's body while it is built."""
-
-    def __init__(self, prefix: str, values: dict[str, Bound]) -> None:
-        self.prefix = prefix
-        self.values = values
-        self.spans: dict[str, Span | None] = {}
-        self.used: set[str] = set()
-        self.statement = ""
-        """What ops built now come from: a binding, or inside a `return` the name of the call."""
-
-    @contextmanager
-    def inside(self, call: str) -> Iterator[None]:
-        """Let the ops built in here come from `call`."""
-        before, self.statement = self.statement, call
-        try:
-            yield
-        finally:
-            self.statement = before
-
-
-_OPS: dict[str, Callable[[_Builder, Call, _Scope, str], Bound]] = {
+BUILTINS: dict[str, Callable[[_Builder, Call, Scope, str], Bound]] = {
     "route": _Builder._route,
     "dispatch": _Builder._dispatch,
     "combine": _Builder._combine,
     "gemm": _Builder._gemm,
     "mlp": _Builder._mlp,
     "stack": _Builder._stack,
-}
-
-_USAGE = {
-    "route": "the rows to route: route(x, experts=8, top_k=2)",
-    "dispatch": "rows and a route: dispatch(x, r)",
-    "combine": "routed rows and their route: combine(h, r)",
-    "gemm": "rows, a weight and a width: gemm(x, gate_up, 2*1536)",
-    "mlp": "rows, an activation and a width: mlp(x, swiglu, 3072)",
-    "stack": "a layer, rows and a number: stack(block, x, 61)",
 }

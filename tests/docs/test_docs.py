@@ -26,7 +26,7 @@ from epsc.ir.impls import IMPLS, Metric
 from epsc.ir.schedule import Hazard, Stage
 from epsc.ir.source import Source
 from epsc.machine.cluster import DEVICES
-from epsc.passes.build import _OPS
+from epsc.passes.build import BUILTINS
 from epsc.passes.numbers import CLUSTER_KEYS
 from epsc.passes.pipeline import PIPELINE
 from tests.docs.pages import BLOCKS, BY_NAME, PAGES, ROOT, Block, Page, matches, with_frame
@@ -183,7 +183,7 @@ def program_options() -> set[str]:
 
 NAMES: dict[str, tuple[str, set[str]]] = {
     "keywords": ("docs/language.md", keywords()),
-    "builtins": ("docs/language.md", set(_OPS) | set(Act)),
+    "builtins": ("docs/language.md", set(BUILTINS) | set(Act)),
     "options of route": ("docs/language.md", option_names(RouteAttrs)),
     "values of options": ("docs/language.md", {*Score, *Choose, *GroupBy}),
     "options of gemm": ("docs/language.md", option_names(GemmAttrs) - {"out"}),

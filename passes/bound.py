@@ -1,0 +1,56 @@
+"""What names are bound to while a layer is built: rows, or the decision of a router."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from epsc.ir.attrs import RouteAttrs
+from epsc.ir.dims import Tensor
+from epsc.ir.source import Span
+
+
+@dataclass(frozen=True)
+class Route:
+    """What `r = route(...)` binds: not a tensor but a decision, which dispatch and combine read."""
+
+    node: str
+    attrs: RouteAttrs
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A value of rows: its name in the Graph, and for routed rows the route that sent them."""
+
+    name: str
+    type: Tensor
+    route: Route | None = None
+    dispatch: str = ""
+
+
+Bound = Route | Rows | None
+
+ANY = 2**31
+"""Experts of a route of which nobody knows how many it has."""
+
+
+class Scope:
+    """The names of one layer's body while it is built."""
+
+    def __init__(self, prefix: str, values: dict[str, Bound]) -> None:
+        self.prefix = prefix
+        self.values = values
+        self.spans: dict[str, Span | None] = {}
+        self.used: set[str] = set()
+        self.statement = ""
+        """What ops built now come from: a binding, or inside a `return` the name of the call."""
+
+    @contextmanager
+    def inside(self, call: str) -> Iterator[None]:
+        """Let the ops built in here come from `call`."""
+        before, self.statement = self.statement, call
+        try:
+            yield
+        finally:
+            self.statement = before

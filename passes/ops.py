@@ -1,0 +1,247 @@
+"""Ops: what each builtin of the language adds to the Graph, with the shapes that it asks for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from epsc.ir.attrs import Act, ActAttrs, Attrs, ExpertGemmAttrs, GemmAttrs, NoAttrs, RouteAttrs, RowsAttrs
+from epsc.ir.dims import TOKENS, Dim, DType, Tensor, rows
+from epsc.ir.errors import did_you_mean
+from epsc.ir.source import Span
+from epsc.ir.spec import Binary, Call, Name
+from epsc.passes.arguments import USAGE, Arguments
+from epsc.passes.bound import ANY, Bound, Route, Rows, Scope
+
+
+class Ops(Arguments):
+    """The builtins."""
+
+    def _elementwise(self, expr: Binary, kind: str, a: Bound, b: Bound, scope: Scope, want: str) -> Bound:
+        if not (self._is_rows(a, expr.left) and self._is_rows(b, expr.right)):
+            return None
+        assert isinstance(a, Rows) and isinstance(b, Rows)
+        if kind == "mul" and a.type.shape[-1] == Dim(1) != b.type.shape[-1]:
+            a, b = b, a  # the one-column factor comes second, so that the result has the type of the first
+        fits = a.type.shape == b.type.shape or (
+            kind == "mul" and b.type.shape[-1] == Dim(1) and a.type.shape[:-1] == b.type.shape[:-1]
+        )
+        if not fits or a.type.dtype != b.type.dtype:
+            self.faults.add(
+                "shape-mismatch",
+                f"cannot {kind} {a.type} and {b.type}",
+                expr.span,
+                help="routed rows come back to tokens through `combine`" if a.route or b.route else None,
+            )
+            return None
+        name = self._fresh(scope, want or f"{scope.statement}.{kind}")
+        self._emit(name, kind, (a.name, b.name), NoAttrs(), (a.type,), scope, expr.span)
+        return replace(a, name=name)
+
+    def _route(self, call: Call, scope: Scope, want: str) -> Bound:
+        self._count_args(call, 1)
+        x = self._rows_arg(call, 0, scope)
+        options = self._options(call, RouteAttrs)
+        if x is None:
+            return None
+        if options is None:
+            said = next((keyword for keyword in call.keywords if keyword.name == "experts"), None)
+            experts = self.numbers.whole(said.value, "`experts`") if said else None
+            options = {"experts": experts or ANY, "top_k": 1}
+        attrs = RouteAttrs(**options)
+        if x.route:
+            self.faults.add("bad-argument", "rows that were dispatched cannot be routed again", call.span)
+            return None
+        spans = {keyword.name: keyword.span for keyword in call.keywords}
+        count, k = attrs.experts, attrs.top_k
+        good = True
+
+        def check(holds: bool, code: str, message: str, at: str, help: str | None = None) -> None:
+            nonlocal good
+            if not holds and count != ANY:
+                self.faults.add(code, message, spans.get(at, call.span), help=help)
+                good = False
+
+        check(k <= count, "top-k", f"top_k is {k}, but there are only {count} experts", "top_k")
+        check(
+            count % self.ep == 0,
+            "experts-ep",
+            f"{count} experts cannot be shared evenly by ep = {self.ep} ranks",
+            "experts",
+            f"ep must divide {count}",
+        )
+        check(
+            count % attrs.groups == 0,
+            "groups",
+            f"{count} experts are not divisible into {attrs.groups} groups",
+            "groups",
+        )
+        check(
+            attrs.top_groups <= attrs.groups,
+            "groups",
+            f"top_groups is {attrs.top_groups}, but there are only {attrs.groups} groups",
+            "top_groups",
+        )
+        if good:
+            within = count // attrs.groups * attrs.top_groups
+            check(
+                k <= within,
+                "top-k",
+                f"top_k is {k}, but {attrs.top_groups} groups hold only {within} experts",
+                "top_k",
+            )
+            check(
+                attrs.group_by != "top2" or count // attrs.groups >= 2,
+                "groups",
+                "group_by=top2 needs at least 2 experts in a group",
+                "group_by",
+            )
+        if not good:
+            attrs = RouteAttrs(count, min(k, count))
+        name = self._fresh(scope, want if want and want != "return" else "route")
+        local = name.removeprefix(scope.prefix)
+        params = [self._param(f"{local}.weight", (count, x.type.shape[1].scale), False, scope, call.span)]
+        params += [
+            self._param(f"{local}.{bias}", (count,), False, scope, call.span)
+            for bias in ("bias", "choice_bias")
+            if getattr(attrs, bias)
+        ]
+        types = (Tensor(DType.INT64, (TOKENS, Dim(k))), Tensor(DType.FP32, (TOKENS, Dim(k))))
+        self._emit(name, "route", (x.name,), attrs, types, scope, call.span, tuple(params))
+        return Route(name, attrs)
+
+    def _dispatch(self, call: Call, scope: Scope, want: str) -> Bound:
+        self._count_args(call, 2)
+        x, route = self._rows_arg(call, 0, scope), self._route_arg(call, 1, scope)
+        self._options(call, NoAttrs)
+        if x is None or route is None:
+            return None
+        if x.route:
+            self.faults.add("bad-argument", "these rows are dispatched already", call.span)
+            return None
+        name = self._fresh(scope, want if want and want != "return" else "dispatch")
+        tensor = Tensor(x.type.dtype, (rows(name), x.type.shape[1]))
+        attrs = RowsAttrs(route.attrs.experts, route.attrs.top_k)
+        self._emit(name, "dispatch", (x.name, f"{route.node}.experts"), attrs, (tensor,), scope, call.span)
+        return Rows(name, tensor, route, name)
+
+    def _combine(self, call: Call, scope: Scope, want: str) -> Bound:
+        self._count_args(call, 2)
+        h, route = self._rows_arg(call, 0, scope), self._route_arg(call, 1, scope)
+        self._options(call, NoAttrs)
+        if h is None or route is None:
+            return None
+        if h.route != route:
+            what = "these rows were not dispatched" if h.route is None else "these rows were sent by another route"
+            self.faults.add("bad-argument", f"{what}: `combine` takes back what `dispatch` sent", call.args[0].span)
+            return None
+        name = self._fresh(scope, want if want and want != "return" else "combine")
+        tensor = Tensor(h.type.dtype, (TOKENS, h.type.shape[1]))
+        ins = (h.name, f"{route.node}.experts", f"{route.node}.weights")
+        self._emit(name, "combine", ins, RowsAttrs(route.attrs.experts, route.attrs.top_k), (tensor,), scope, call.span)
+        return Rows(name, tensor)
+
+    def _gemm(self, call: Call, scope: Scope, want: str) -> Bound:
+        self._count_args(call, 3)
+        x = self._rows_arg(call, 0, scope)
+        options = self._options(call, GemmAttrs, taken=("out",))
+        if len(call.args) < 3:
+            self.faults.add("bad-argument", f"`gemm` needs {USAGE['gemm']}", call.span)
+            return None
+        if not isinstance(call.args[1], Name):
+            self.faults.add("bad-argument", "the second argument of `gemm` names its weight", call.args[1].span)
+            return None
+        out = self.numbers.whole(call.args[2], "the output width")
+        if x is None or options is None or out is None:
+            return None
+        weight = call.args[1].name
+        if weight in scope.values:
+            self.faults.add(
+                "duplicate-name", f"`{weight}` is a value here, and cannot name a weight too", call.args[1].span
+            )
+            return None
+        # In `h = swiglu(gemm(...))` the gemm takes its weight's name, in `h = gemm(...)` the binding's.
+        name = self._fresh(scope, want if want and want != "return" else weight)
+        return self._gemm_node(name, x, weight, out, options, scope, call.span)
+
+    def _gemm_node(
+        self,
+        name: str,
+        x: Rows,
+        weight: str,
+        out: int,
+        options: dict[str, Any],
+        scope: Scope,
+        span: Span | None,
+        origin: str = "",
+    ) -> Rows:
+        width = x.type.shape[-1].scale
+        shape = (width, out) if options.get("transposed") else (out, width)
+        experts = (x.route.attrs.experts,) if x.route else ()
+        params = [self._param(weight, (*experts, *shape), bool(experts), scope, span)]
+        if options.get("bias"):
+            params.append(self._param(f"{weight}.bias", (*experts, out), bool(experts), scope, span))
+        attrs: Attrs = ExpertGemmAttrs(*experts, out=out, **options) if experts else GemmAttrs(out, **options)
+        kind = "expert_gemm" if experts else "gemm"
+        tensor = Tensor(x.type.dtype, (x.type.shape[0], Dim(out)))
+        self._emit(name, kind, (x.name,), attrs, (tensor,), scope, span, tuple(params), origin)
+        return replace(x, name=name, type=tensor)
+
+    def _activation(self, call: Call, scope: Scope, want: str) -> Bound:
+        self._count_args(call, 1)
+        x = self._rows_arg(call, 0, scope)
+        options = self._options(call, ActAttrs, taken=("fn",))
+        if x is None or options is None:
+            return None
+        name = self._fresh(scope, want or (call.fn if scope.statement == call.fn else f"{scope.statement}.{call.fn}"))
+        return self._activation_node(name, x, ActAttrs(Act(call.fn), **options), scope, call.span)
+
+    def _activation_node(
+        self, name: str, x: Rows, attrs: ActAttrs, scope: Scope, span: Span | None, origin: str = ""
+    ) -> Rows | None:
+        width = x.type.shape[-1].scale
+        if attrs.fn.gated and width % 2:
+            self.faults.add(
+                "shape-mismatch",
+                f"`{attrs.fn}` halves the width, but {width} is odd",
+                span,
+                help="its input is gate and up side by side: make it 2 * the width that you want",
+            )
+            return None
+        tensor = Tensor(x.type.dtype, (x.type.shape[0], Dim(width // 2 if attrs.fn.gated else width)))
+        self._emit(name, "activation", (x.name,), attrs, (tensor,), scope, span, origin=origin)
+        return replace(x, name=name, type=tensor)
+
+    def _mlp(self, call: Call, scope: Scope, want: str) -> Bound:
+        """mlp(x, act, width) = gemm(act(gemm(x, gate_up, width or 2 * width)), down, width of x)."""
+        self._count_args(call, 3)
+        x = self._rows_arg(call, 0, scope)
+        options = self._options(call, GemmAttrs, taken=("out",))
+        if len(call.args) < 3 or not isinstance(call.args[1], Name) or call.args[1].name not in set(Act):
+            place = call.args[1] if len(call.args) > 1 else call
+            named = place.name if isinstance(place, Name) else ""
+            self.faults.add("bad-argument", f"`mlp` needs {USAGE['mlp']}", place.span, help=did_you_mean(named, Act))
+            return None
+        width = self.numbers.whole(call.args[2], "the width of the mlp")
+        if x is None or width is None or options is None:
+            return None
+        attrs = ActAttrs(Act(call.args[1].name))
+        origin = want if want and want != "return" else "mlp"
+        name = self._fresh(scope, origin)
+        local = name.removeprefix(scope.prefix)
+        up_weight, down_weight = ("gate_up" if attrs.fn.gated else "up"), "down"
+        up = self._gemm_node(
+            self._fresh(scope, f"{local}.{up_weight}"),
+            x,
+            f"{local}.{up_weight}",
+            width * (1 + attrs.fn.gated),
+            options,
+            scope,
+            call.span,
+            origin,
+        )
+        act = self._activation_node(self._fresh(scope, f"{local}.act"), up, attrs, scope, call.span, origin)
+        assert act is not None
+        return self._gemm_node(
+            name, act, f"{local}.{down_weight}", x.type.shape[-1].scale, options, scope, call.span, origin
+        )
