@@ -19,7 +19,8 @@ from epsc.machine.cluster import Cluster
 from epsc.passes.build import Draft, draft
 from epsc.passes.numbers import MOST, Numbers, cluster_settings, load_of
 from epsc.passes.pipeline import PIPELINE, Decision, Pass, Watcher, decide, lower
-from epsc.passes.wishes import Context, Wishes, resolve
+from epsc.passes.resolve import resolve
+from epsc.passes.wishes import Context, Wishes
 
 if TYPE_CHECKING:
     from epsc.codegen import Program

@@ -14,7 +14,8 @@ from epsc.machine.cluster import Cluster
 from epsc.machine.simulate import simulate
 from epsc.passes.numbers import Numbers
 from epsc.passes.pipeline import PIPELINE, Decision, Pass, decide
-from epsc.passes.wishes import Context, resolve
+from epsc.passes.resolve import resolve
+from epsc.passes.wishes import Context
 
 MOST_CHUNKS = 16
 SMS_FOR_TRANSFERS = (0, 16, 24)

@@ -9,7 +9,8 @@ from typing import ClassVar
 from epsc.ir.dims import Cuts, Dim
 from epsc.ir.graph import Graph
 from epsc.ir.schedule import Buffer, Schedule, Stage, Step, Storage
-from epsc.passes.wishes import Context, is_row_op
+from epsc.passes.questions import is_row_op
+from epsc.passes.wishes import Context
 from epsc.proof.happens import Happens
 
 # Rows that an index addresses from the start of the whole value, so that the value must be in one piece.

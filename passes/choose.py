@@ -10,7 +10,8 @@ from epsc.ir.graph import Graph, Node
 from epsc.ir.impls import Choice, Condition, Metric, impls_of
 from epsc.ir.schedule import Ref, Schedule, Stage, Step
 from epsc.passes.needs import check_needs
-from epsc.passes.wishes import Context, why_not_persistent
+from epsc.passes.questions import why_not_persistent
+from epsc.passes.wishes import Context
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from epsc.ir.dims import Axis, Cut, Cuts
 from epsc.ir.errors import Faults, did_you_mean
 from epsc.ir.graph import Graph, Node
 from epsc.ir.schedule import Layout, Ref, Schedule, Stage, Step
-from epsc.passes.wishes import LOWERED_AXES, Context, Wishes, axes_of, is_dispatch, is_row_op
+from epsc.passes.questions import LOWERED_AXES, axes_of, is_dispatch, is_row_op
+from epsc.passes.wishes import Context, Wishes
 
 MOST_CHUNKS = 256
 """Each is a step of its own, written out: long before this many, a chunk is less work than its launches."""

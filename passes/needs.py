@@ -7,7 +7,7 @@ from epsc.ir.graph import Graph, Node
 from epsc.ir.impls import Choice, Impl, impls_of
 from epsc.ir.source import Span
 from epsc.machine.cluster import Device
-from epsc.passes.wishes import name_of, why_not_persistent
+from epsc.passes.questions import name_of, why_not_persistent
 
 
 def check_needs(graph: Graph, node: Node, choice: Choice, device: Device, span: Span | None, faults: Faults) -> None:

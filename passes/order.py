@@ -12,7 +12,8 @@ from epsc.ir.kinds import Role
 from epsc.ir.regions import Regions
 from epsc.ir.schedule import Schedule, Stage, Step
 from epsc.passes.place import COMPUTE_LANE
-from epsc.passes.wishes import Context, Wishes, is_dispatch
+from epsc.passes.questions import is_dispatch
+from epsc.passes.wishes import Context, Wishes
 
 # When a step would like to be issued, in chunks: chunk i of the experts' work is due at time i.
 _EARLY = -4.0  # routing and what dispatch needs

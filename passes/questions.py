@@ -1,0 +1,70 @@
+"""Questions that several passes ask of an op."""
+
+from __future__ import annotations
+
+from epsc.ir.attrs import Direction, ExpertGemmAttrs, TransferAttrs
+from epsc.ir.dims import Axis, DType
+from epsc.ir.graph import Graph, Node
+from epsc.ir.kinds import KINDS, Role
+
+LOWERED_AXES = (Axis.EXPERT_GROUP, Axis.TOKENS)
+"""Axes that the passes can cut along today; the others are in the language and the types only."""
+
+
+def why_not_persistent(graph: Graph, node: Node) -> str:
+    """What the persistent kernel cannot do of this expert gemm; nothing if it can run it."""
+    attrs = node.attrs
+    assert isinstance(attrs, ExpertGemmAttrs)
+    if attrs.bias:
+        return "it adds no bias"
+    if attrs.transposed:
+        return "it reads weights as [out, in]"
+    read = graph.types[node.ins[0]]
+    if read.dtype is DType.FP32:
+        return "its tensor cores take bf16 and fp16"
+    # 16 bytes: what TMA addresses rows by. A tile is stored in two halves, each of such rows.
+    if read.shape[1].scale % 8 or attrs.out % 8:
+        return f"its widths, {read.shape[1].scale} and {attrs.out}, are no multiples of 8"
+    return ""
+
+
+def name_of(node: Node) -> str:
+    """The weight's name as the layer's text says it, for a gemm that is not inside an `mlp`; else the origin."""
+    if not node.kind.endswith("gemm"):
+        return node.origin
+    *before, weight = node.params[0].split(".")
+    return node.origin if before and before[-1] == node.origin else weight
+
+
+def layer_of(node: Node) -> tuple[str, ...]:
+    """Which inlining of a layer an op is part of: the names of the calls around it."""
+    parts = node.name.split(".")
+    word = node.origin if node.origin in parts else name_of(node)
+    return tuple(parts[: len(parts) - 1 - parts[::-1].index(word)]) if word in parts else ()
+
+
+def at_experts(graph: Graph, node: Node) -> bool:
+    """Whether an op runs on rows that arrived for experts."""
+    return graph.types[node.outs[0]].shape[0].symbol.startswith("rows(")
+
+
+def axes_of(graph: Graph, node: Node) -> frozenset[Axis]:
+    """The axes along which this op can be cut: those of its kind that its result has."""
+    rows = graph.types[node.outs[0]].shape[0]
+    at_home = not rows.symbol.startswith("rows(") and node.kind != "all2all"
+    without = {Axis.EXPERT_GROUP, Axis.PEER} if at_home else set()
+    return KINDS[node.kind].axes - without
+
+
+def is_dispatch(node: Node) -> bool:
+    """Whether this is an all2all that takes rows to their experts."""
+    return (
+        node.kind == "all2all"
+        and isinstance(node.attrs, TransferAttrs)
+        and (node.attrs.direction is Direction.DISPATCH)
+    )
+
+
+def is_row_op(node: Node) -> bool:
+    """Whether its result is rows of numbers, which need a buffer, and not an index or a count."""
+    return node.info.role in (Role.MEMORY, Role.COMPUTE) or node.kind == "all2all"
