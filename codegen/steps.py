@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from epsc.codegen.lifetimes import last_uses
 from epsc.codegen.lines import Arg, Listing, call, comment
@@ -15,7 +16,8 @@ from epsc.ir.attrs import Direction, RouteAttrs, TransferAttrs
 from epsc.ir.dims import Axis, Cut
 from epsc.ir.graph import Node
 from epsc.ir.impls import impls_of
-from epsc.ir.schedule import Hazard, Schedule, Step
+from epsc.ir.schedule import HOST_LANE, Hazard, Schedule, Step
+from epsc.proof.happens import Happens
 
 _PART = re.compile(r"\bpart\b")
 _TEXTS = ("key", "comm", "module")
@@ -90,7 +92,20 @@ class Steps:
                 Hazard.WAW: f"it writes {wait.value}, which this overwrites",
             }[wait.hazard]
             lines += comment(f"Waits for {wait.step} on {other.lane}: {why}.", 8)
+        if step.comm:
+            for lane, others in self._lanes.items():
+                if lane not in (step.lane, HOST_LANE) and (beside := self._happens.stretch(step, others)):
+                    last = f" to {beside[-1].key}" if len(beside) > 1 else ""
+                    lines += comment(f"Free to run beside it on {lane}: {beside[0].key}{last}.", 8)
         return lines
+
+    @cached_property
+    def _happens(self) -> Happens:
+        return Happens.of(self.schedule)
+
+    @cached_property
+    def _lanes(self) -> dict[str, list[Step]]:
+        return {lane.name: [s for s in self.schedule.steps if s.lane == lane.name] for lane in self.schedule.lanes}
 
     def _what(self, step: Step, node: Node, cut: Cut | None) -> str:
         if node.kind == "expert_gemm":

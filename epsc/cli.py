@@ -375,6 +375,8 @@ def run(
     layer = driver.understand(source, _options(given, (f"ep={ranks}",)))
     plan = driver.plan(layer, schedule)
     report((*layer.warnings, *plan.warnings))
+    # To stderr, and at once: starting torch on every rank takes a while, and says nothing.
+    click.echo(f"starting {_count(ranks, 'rank')} of `{plan.schedule.name}` under torchrun ...", err=True)
     code = launch.run(driver.write(plan), ranks, list(arguments) or ["--check", "--bench"], keep)
     if code:
         click.echo(f"the program failed (exit code {code})", err=True)

@@ -6,6 +6,8 @@ makes every question O(1) and the whole proof linear in the number of steps.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 from epsc.ir.schedule import HOST_LANE, Schedule, Step
 
 
@@ -74,3 +76,9 @@ class Happens:
     def beside(self, a: str, b: str) -> bool:
         """Whether the two may run at the same time."""
         return not self.before(a, b) and not self.before(b, a)
+
+    def stretch(self, step: Step, lane: list[Step]) -> list[Step]:
+        """The steps of another lane, in its order, that may run at the same time as `step`: found by bisection."""
+        start = bisect_left(lane, True, key=lambda other: not self.before(other.key, step.key))
+        stop = bisect_left(lane, True, start, key=lambda other: self.before(step.key, other.key))
+        return lane[start:stop]

@@ -31,7 +31,7 @@ def check_resources(schedule: Schedule, happens: Happens, faults: Faults) -> Non
         for name, others in lanes.items():
             if name == step.lane or not (step.sms or step.comm):
                 continue
-            near = _beside(step, others, happens)
+            near = happens.stretch(step, others)
             if near:
                 together.append(max(near, key=lambda s: s.sms))
             if step.comm and not step.sms and _takes_sms(schedule, step):
@@ -55,19 +55,6 @@ def check_resources(schedule: Schedule, happens: Happens, faults: Faults) -> Non
                 f" but the chip has {schedule.chip_sms}",
                 schedule.node(step).span,
             )
-
-
-def _beside(step: Step, others: list[Step], happens: Happens) -> list[Step]:
-    """The steps of another lane that may run at the same time as `step`: a stretch of it, found by bisection."""
-    low, high = 0, len(others)
-    while low < high:  # the first that is not certainly finished before `step`
-        mid = (low + high) // 2
-        low, high = (mid + 1, high) if happens.before(others[mid].key, step.key) else (low, mid)
-    start, high = low, len(others)
-    while low < high:  # the first that certainly comes after `step`
-        mid = (low + high) // 2
-        low, high = (low, mid) if happens.before(step.key, others[mid].key) else (mid + 1, high)
-    return others[start:low]
 
 
 def _takes_sms(schedule: Schedule, step: Step) -> bool:
