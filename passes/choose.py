@@ -9,20 +9,19 @@ from epsc.ir.errors import Diagnostic, EpsError, Faults, did_you_mean
 from epsc.ir.graph import Graph, Node
 from epsc.ir.impls import Choice, Condition, Metric, impls_of
 from epsc.ir.schedule import Ref, Schedule, Stage, Step
-from epsc.passes.needs import check_needs
-from epsc.passes.questions import why_not_persistent
+from epsc.passes.needs import check_needs, first_that_can
 from epsc.passes.wishes import Context
 
 
 @dataclass(frozen=True)
 class Choose:
-    """Give every op the implementation that the schedule asks for, else the one named here, else what the device has:
-    on CUDA what needs CUDA, elsewhere the first that needs nothing."""
+    """Give every op the implementation that the schedule asks for, else the one named here, else the first of the table
+    that can run it: on CUDA, and elsewhere. The table has the fastest first."""
 
     name: ClassVar[str] = "choose"
 
     experts: str = ""
-    """For expert gemms that no `use` names; else `persistent` on CUDA where it can, and `grouped`."""
+    """For expert gemms that no `use` names; else the first of the table that can."""
 
     def __post_init__(self) -> None:
         known = impls_of("expert_gemm")
@@ -39,7 +38,7 @@ class Choose:
         steps = []
         faults = Faults()
         for node in graph.nodes:
-            choice = context.wishes.choices.get(node.name) or self._default(graph, node)
+            choice = context.wishes.choices.get(node.name) or self._default(graph, node, context)
             if context.device:
                 check_needs(graph, node, choice, context.device, context.wishes.choice_spans.get(node.name), faults)
             reads = tuple(Ref(value) for value in dict.fromkeys(node.ins))
@@ -47,13 +46,10 @@ class Choose:
         faults.raise_if_any()
         return Schedule(context.wishes.name, graph, context.ep, context.chip_sms, Stage.CHOSEN, tuple(steps))
 
-    def _default(self, graph: Graph, node: Node) -> Choice:
-        kind = node.kind
-        if kind == "expert_gemm" and self.experts:
+    def _default(self, graph: Graph, node: Node, context: Context) -> Choice:
+        if node.kind == "expert_gemm" and self.experts:
             return Choice(self.experts)
-        if kind == "expert_gemm" and why_not_persistent(graph, node):
-            return Choice("grouped")
-        names = {impl.needs.device == "cuda": name for name, impl in reversed(impls_of(kind).items())}
-        if True not in names:
-            return Choice(names[False])
-        return Choice(names[False], ((names[True], Condition(Metric.DEVICE, "==", "cuda")),))
+        on_cuda, elsewhere = (first_that_can(graph, node, backend, context.device) for backend in ("cuda", "cpu"))
+        if on_cuda == elsewhere:
+            return Choice(elsewhere)
+        return Choice(elsewhere, ((on_cuda, Condition(Metric.DEVICE, "==", "cuda")),))

@@ -23,15 +23,34 @@ def check_needs(graph: Graph, node: Node, choice: Choice, device: Device, span: 
             faults.add("needs", f"`{name}` cannot run `{name_of(node)}`: {why}", span or node.span, help=help)
 
 
+def first_that_can(graph: Graph, node: Node, backend: str, device: Device | None) -> str:
+    """The first implementation of the table that runs an op on `backend`; capability is asked of `device`, if known."""
+    known = device if device and device.backend == backend else None
+    for name, impl in impls_of(node.kind).items():
+        if impl.needs.device in ("any", backend) and not (_lacks(impl, known) or _unfit(graph, node, impl, backend)):
+            return name
+    raise AssertionError(f"nothing in the table runs {node.kind} on {backend}")
+
+
 def _why_not(graph: Graph, node: Node, impl: Impl, device: Device) -> str:
     """What keeps an implementation from running an op; nothing if it can run it."""
+    if impl.needs.device not in ("any", device.backend):
+        return f"it needs {impl.needs.device}, and the cluster's device is {device.name}"
+    return _lacks(impl, device) or _unfit(graph, node, impl, device.backend)
+
+
+def _lacks(impl: Impl, device: Device | None) -> str:
+    """What a device lacks for an implementation."""
+    if device is None or device.backend != "cuda" or impl.needs.capability <= device.capability:
+        return ""
+    least, has = (".".join(map(str, each)) for each in (impl.needs.capability, device.capability))
+    return f"it needs compute capability {least}, {device.name} has {has}"
+
+
+def _unfit(graph: Graph, node: Node, impl: Impl, backend: str) -> str:
+    """What of an op's own shapes and dtypes an implementation cannot do."""
     needs = impl.needs
     read = graph.types[node.ins[0]] if node.ins else None
-    if needs.device not in ("any", device.backend):
-        return f"it needs {needs.device}, and the cluster's device is {device.name}"
-    if device.backend == "cuda" and needs.capability > device.capability:
-        least, has = (".".join(map(str, each)) for each in (needs.capability, device.capability))
-        return f"it needs compute capability {least}, {device.name} has {has}"
     if impl.name == "persistent" and (why := why_not_persistent(graph, node)):
         return why
     if needs.align > 1 and read is not None:
@@ -41,6 +60,6 @@ def _why_not(graph: Graph, node: Node, impl: Impl, device: Device) -> str:
             width, size = tensor.shape[-1].scale, tensor.shape[-1].scale * tensor.dtype.bytes
             if size % needs.align:
                 return f"rows of {width} {tensor.dtype} are {size} bytes, no multiple of {needs.align}"
-    if device.backend == "cuda" and node.info.role.value == "compute" and read and read.dtype not in needs.dtypes:
+    if backend == "cuda" and node.info.role.value == "compute" and read and read.dtype not in needs.dtypes:
         return f"it takes {' or '.join(sorted(needs.dtypes))}, not {read.dtype}"
     return ""

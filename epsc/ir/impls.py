@@ -1,5 +1,7 @@
 """The table of implementations: for each op kind, what can run it, what that needs, occupies and costs.
 
+Of one kind the one to prefer stands first: a schedule that names none gets the first that can run there.
+
 Adding an implementation is one entry here and one template macro of the same name in `codegen/templates`.
 A *choice* between implementations is part of a Schedule; conditions are on numbers that the run knows.
 """
@@ -169,17 +171,17 @@ IMPLS: tuple[Impl, ...] = (
     _torch("arrange", "repeat_interleave of offsets", Bound.HBM, 0.2, launches=6),
     _torch("permute", "index_select"),
     _torch("regroup", "index_select"),
-    _torch("ungroup", "index_copy_", efficiency=0.28),
     _triton("ungroup", "one kernel that moves 16 bytes at a time, where index_copy_ moves an element"),
+    _torch("ungroup", "index_copy_", efficiency=0.28),
     _torch("gemm", "mm", Bound.FLOPS, 0.85),
-    _torch("activation", "elementwise torch ops", launches=2, efficiency=0.25),
     _triton("activation", "one kernel"),
+    _torch("activation", "elementwise torch ops", launches=2, efficiency=0.25),
     _torch("add", "add"),
     _torch("mul", "mul"),
     _torch("unpermute", "index_select"),
     _torch("weighted_sum", "bmm with the weights", efficiency=0.5),
-    _torch("unpermute_sum", "index_select, then bmm with the weights", efficiency=0.14, launches=3),
     _triton("unpermute_sum", "one kernel that gathers, weighs and sums in fp32"),
+    _torch("unpermute_sum", "index_select, then bmm with the weights", efficiency=0.14, launches=3),
     _torch("call", "the module that the user gave", Bound.FLOPS, 0.6),
 )
 
