@@ -89,20 +89,9 @@ def choice_text(choice: Choice, functions: Mapping[str, str]) -> str:
 
 def devices_of(name: str, choice: Choice) -> tuple[str, ...]:
     """The devices on which the implementation `name` may be taken."""
-    return tuple(device for device in ("cuda", "cpu") if name in _possible(choice, device))
+    return tuple(device for device in ("cuda", "cpu") if name in choice.possible(device))
 
 
 def _condition(condition: Condition) -> str:
     value = string(condition.value) if isinstance(condition.value, str) else str(condition.value)
     return f"{_KNOWN[condition.metric]} {condition.op} {value}"
-
-
-def _possible(choice: Choice, device: str) -> set[str]:
-    """The implementations that may be taken on a device."""
-    found = set()
-    for name, condition in choice.cases:
-        if condition.metric is not Metric.DEVICE:
-            found.add(name)
-        elif (condition.value == device) == (condition.op == "=="):
-            return {*found, name}
-    return {*found, choice.otherwise}
