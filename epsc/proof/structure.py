@@ -60,6 +60,8 @@ def check_structure(schedule: Schedule, faults: Faults) -> None:
             faults.add("missing-op", f"the op `{node.name}` is never run", node.span)
         elif not _partition([step.cuts for step in steps]):
             faults.add("coverage", f"the chunks of `{node.name}` do not cover it exactly once", node.span)
+    if schedule.stage >= Stage.CUT:
+        _check_layouts(schedule, faults)
     if schedule.stage >= Stage.PLACED:
         _check_lanes(schedule, faults)
     if schedule.stage >= Stage.ORDERED:
@@ -85,6 +87,23 @@ def _partition(pieces: list[Cuts]) -> bool:
     kinds = {(cuts[0].axis, cuts[0].count) for cuts in pieces}
     indices = sorted(cuts[0].index for cuts in pieces)
     return len(kinds) == 1 and indices == list(range(next(iter(kinds))[1]))
+
+
+def _check_layouts(schedule: Schedule, faults: Faults) -> None:
+    """A transfer moves contiguous pieces: rows must lie in the pieces that it is cut into."""
+    types = schedule.graph.types
+    for step in schedule.steps:
+        node = schedule.graph.node.get(step.node)
+        if node is None or node.kind != "all2all":
+            continue
+        symbols = [types[value].shape[0].symbol for value in (*node.outs, *node.ins)]
+        dispatch = next((s.removeprefix("rows(")[:-1] for s in symbols if s.startswith("rows(")), "")
+        layout = schedule.layout.get(dispatch)
+        cut = [(cut.axis, cut.count) for cut in step.cuts]
+        if layout is None or cut != ([(layout.axis, layout.count)] if layout.axis else []):
+            faults.add(
+                "layout", f"`{step.key}` moves pieces that rows do not lie in: {layout or 'no layout'}", node.span
+            )
 
 
 def _check_lanes(schedule: Schedule, faults: Faults) -> None:

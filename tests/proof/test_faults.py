@@ -108,3 +108,12 @@ def test_one_rank_may_not_leave_a_communicator_early() -> None:
     """Ranks whose schedules are each sound must still agree."""
     one, two = schedule("run sent before back"), schedule("split sent, h, back by expert_group into 2")
     assert "rank-order" in codes(one, two)
+
+
+@pytest.mark.parametrize("axis", ["expert_group", "tokens"])
+def test_rows_lie_in_the_pieces_that_are_moved(axis: str) -> None:
+    made = schedule(f"split sent, h, back by {axis} into 2")
+    (layout,) = made.layouts
+    for wrong in (replace(layout, count=4), replace(layout, axis=None, count=1)):
+        assert codes(replace(made, layouts=(wrong,))) == {"layout"}
+    assert codes(replace(made, layouts=())) == {"layout"}
