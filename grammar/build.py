@@ -20,11 +20,13 @@ from epsc.ir.spec import (
     Broken,
     ClusterDecl,
     Comments,
+    Dedup,
     Directive,
     Item,
     LayerDecl,
     Let,
     Load,
+    LocalReduce,
     Name,
     On,
     OverlapNone,
@@ -183,6 +185,10 @@ class Builder:
                 impls = tuple(Name(word(part), self._span(part)) for part in (first, *rest[1::2]))
                 whens = tuple(map(self._when, rest[::2]))
                 return Use(impls, whens, self._targets(targets), span, comments)
+            case "dedup":
+                return Dedup(self._targets(parts[0]), span, comments)
+            case "local_reduce":
+                return LocalReduce(self._targets(parts[0]), span, comments)
             case "reserve":
                 return Reserve(self._expr(parts[0]), self._targets(parts[1]), span, comments)
             case "beside":

@@ -33,6 +33,8 @@ _FORMS = {
     "RETURN": "a return reads `return EXPRESSION`",
     "SPLIT": "a split reads `split NAMES by AXIS into COUNT`",
     "USE": "a choice reads `use IMPL for NAMES` or `use IMPL for NAMES when METRIC < NUMBER else IMPL`",
+    "DEDUP": "it reads `dedup NAMES`, of dispatches",
+    "LOCAL_REDUCE": "it reads `local_reduce NAMES`, of combines",
     "RESERVE": "a reservation reads `reserve COUNT sms for NAMES`",
     "RUN": "an order reads `run NAMES beside NAMES`, `run NAMES before NAMES` or `run NAMES on LANE`",
     "OVERLAP": "it reads `overlap none`",
@@ -65,7 +67,7 @@ def expectation(accepted: set[str], before: str, at_start: bool) -> str:
         parts.append("an item (`let`, `preset`, `layer`, `cluster`, `tokens`, `schedule`)")
         rest -= {*ITEM_WORDS, "TOKENS", END}
     if "SPLIT" in rest:
-        parts.append("a directive (`split`, `use`, `reserve`, `run`, `overlap`)")
+        parts.append("a directive (`split`, `use`, `dedup`, `local_reduce`, `reserve`, `run`, `overlap`)")
         rest -= DIRECTIVE_WORDS
     if "RETURN" in rest:
         parts.append("a statement (`name = ...`, `return ...`)")

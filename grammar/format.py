@@ -12,12 +12,14 @@ from epsc.ir.spec import (
     Bind,
     ClusterDecl,
     Comments,
+    Dedup,
     Directive,
     Expr,
     Item,
     LayerDecl,
     Let,
     Load,
+    LocalReduce,
     On,
     OverlapNone,
     Preset,
@@ -170,6 +172,10 @@ def _directive(directive: Directive) -> str:
             return f"split {_names(directive.targets)} by {directive.axis} into {flat(directive.count)}"
         case Use():
             return _use(directive)
+        case Dedup():
+            return f"dedup {_names(directive.targets)}"
+        case LocalReduce():
+            return f"local_reduce {_names(directive.targets)}"
         case Reserve():
             return f"reserve {flat(directive.sms)} sms for {_names(directive.targets)}"
         case Beside():

@@ -223,6 +223,24 @@ class Use:
 
 
 @dataclass(frozen=True)
+class Dedup:
+    """`dedup sent`: a token that goes to several experts of one rank crosses the link once."""
+
+    targets: tuple[Target, ...]
+    span: Span | None = _span()
+    comments: Comments = _NO_COMMENTS
+
+
+@dataclass(frozen=True)
+class LocalReduce:
+    """`local_reduce back`: what the experts of one rank make of a token is weighted and summed before it goes home."""
+
+    targets: tuple[Target, ...]
+    span: Span | None = _span()
+    comments: Comments = _NO_COMMENTS
+
+
+@dataclass(frozen=True)
 class Reserve:
     """`reserve 16 sms for sent, back`."""
 
@@ -270,7 +288,7 @@ class OverlapNone:
     comments: Comments = _NO_COMMENTS
 
 
-Directive = Split | Use | Reserve | Beside | Before | On | OverlapNone
+Directive = Split | Use | Dedup | LocalReduce | Reserve | Beside | Before | On | OverlapNone
 
 
 @dataclass(frozen=True)
