@@ -21,7 +21,7 @@ help: ## list these targets
 
 dev: $(STAMP) ## make .venv with epsc (editable) and every tool
 # Bytecode ahead of time: the first command is as quick as the second, also where Python may not write it.
-	@$(BIN)/python -m compileall -q epsc/*.py epsc/ir epsc/machine epsc/proof epsc/render grammar passes codegen
+	@$(BIN)/python -m compileall -q epsc/*.py epsc/commands epsc/ir epsc/machine epsc/proof epsc/render grammar passes codegen
 
 # If $(PYTHON) lives in a venv itself, --system-site-packages would look past it: the .pth does not.
 $(STAMP): pyproject.toml constraints-dev.txt

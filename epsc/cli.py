@@ -10,25 +10,17 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from epsc import driver
+from epsc.commands.options import compile_options, file_argument, fits, options_of, schedule_option
+from epsc.commands.report import EXIT_INPUT, EXIT_PROGRAM, count, report
 from epsc.ir.errors import Diagnostic, EpsError
-from epsc.ir.graph import Graph
-from epsc.ir.schedule import Schedule
-from epsc.ir.source import Source
-from epsc.passes.numbers import parse_defines
-from epsc.passes.pipeline import GRAPH_PASSES, PIPELINE, configured
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-EXIT_INPUT = 1
-EXIT_PROGRAM = 3
+from epsc.passes.pipeline import GRAPH_PASSES, PIPELINE
 
 EPILOG = """Exit codes: 0 done; 1 the input is wrong; 2 the command line is wrong; 3 a program that was started failed
 its check or broke; 130 interrupted."""
@@ -54,84 +46,6 @@ def main() -> None:
         sys.exit(EXIT_INPUT)
 
 
-def report(diagnostics: tuple[Diagnostic, ...]) -> None:
-    """Print diagnostics to stderr, in colour on a terminal, with a count when there are several."""
-    for diagnostic in diagnostics:
-        text = str(diagnostic)
-        if sys.stderr.isatty():
-            colour = "red" if diagnostic.severity == "error" else "yellow"
-            text = text.replace(
-                f"{diagnostic.severity}:", click.style(f"{diagnostic.severity}:", fg=colour, bold=True), 1
-            )
-        click.echo(text, err=True)
-    errors = sum(d.severity == "error" for d in diagnostics)
-    if errors > 1:
-        click.echo(f"{errors} errors", err=True)
-
-
-# --- options that several commands share ------------------------------------------------------------------------------
-
-
-def _file(function: F) -> F:
-    return click.argument("file", type=click.Path(path_type=Path))(function)
-
-
-def _compile_options(function: F) -> F:
-    """Everything that changes what is compiled."""
-    for option in reversed(
-        (
-            click.option(
-                "-D",
-                "--define",
-                "defines",
-                multiple=True,
-                metavar="NAME=NUMBER",
-                help="Replace a `let`, a cluster setting (ep, device) or the load (tokens). Repeatable.",
-            ),
-            click.option("--preset", metavar="NAME", help="Apply a preset of the file: several -D at once."),
-            click.option("--layer", metavar="NAME", help="The layer to compile; the last of the file by default."),
-            click.option("--cluster", metavar="NAME", help="The cluster to compile for; the file's first by default."),
-            click.option(
-                "-p",
-                "--passes",
-                "pipeline",
-                metavar='"PASS{option=value},..."',
-                default="",
-                help="Set options of passes; `epsc passes` lists them.",
-            ),
-            click.option("--print-after", metavar="PASS", help="Print the IR after a pass, or after every one: all."),
-            click.option("--time", "timed", is_flag=True, help="Print the time of each pass."),
-        )
-    ):
-        function = option(function)
-    return function
-
-
-def _schedule_option(function: F) -> F:
-    return click.option("-s", "--schedule", metavar="NAME", help="The schedule to use; the file's first by default.")(
-        function
-    )
-
-
-def _options(given: dict[str, Any], extra_defines: tuple[str, ...] = ()) -> driver.Options:
-    names = [each.name for each in PIPELINE]
-    wanted = given["print_after"]
-    if wanted is not None and wanted not in (*names, "all"):
-        raise click.UsageError(f"--print-after takes one of {', '.join(names)} or all, not {wanted}")
-
-    def watch(name: str, made: Graph | Schedule, seconds: float) -> None:
-        if given["timed"]:
-            click.echo(f"{name:<14}{seconds * 1e3:8.2f} ms", err=True)
-        if wanted in (name, "all"):
-            click.echo(f"# after {name}\n{made}\n")
-
-    watched = watch if given["timed"] or wanted else None
-    defines = parse_defines(given["defines"]) | parse_defines(extra_defines)
-    return driver.Options(
-        defines, given["preset"], given["layer"], given["cluster"], configured(given["pipeline"]), watched
-    )
-
-
 class _Pipeable(click.Group):
     """Commands whose reader may leave early, as in `epsc inspect ... | head`: no fault, though click exits with 1."""
 
@@ -155,9 +69,9 @@ def cli() -> None:
 
 
 @cli.command()
-@_file
-@_compile_options
-@_schedule_option
+@file_argument
+@compile_options
+@schedule_option
 @click.option(
     "-o",
     "--output",
@@ -171,7 +85,7 @@ def compile(file: Path, schedule: str | None, output: Path, plan_too: bool, **gi
 
     Nothing is written unless the plan is proven and the program is whole.
     """
-    layer = driver.understand(driver.read(file), _options(given))
+    layer = driver.understand(driver.read(file), options_of(given))
     plan = driver.plan(layer, schedule)
     report((*layer.warnings, *plan.warnings))
     program = driver.write(plan)
@@ -188,7 +102,7 @@ def compile(file: Path, schedule: str | None, output: Path, plan_too: bool, **gi
 
 @cli.command()
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
-@_compile_options
+@compile_options
 @click.option("--json", "as_json", is_flag=True, help="Print diagnostics as JSON.")
 def check(files: tuple[Path, ...], as_json: bool, **given: Any) -> None:
     """Prove every schedule of each file: shapes, races, deadlock, SMs, buffers."""
@@ -196,7 +110,7 @@ def check(files: tuple[Path, ...], as_json: bool, **given: Any) -> None:
     warnings: list[Diagnostic] = []
     for file in files:
         try:
-            layer, plans = driver.check(driver.read(file), _options(given))
+            layer, plans = driver.check(driver.read(file), options_of(given))
         except EpsError as error:
             errors += error.diagnostics
             continue
@@ -221,13 +135,9 @@ def _proven(file: Path, layer: driver.Layer, plans: list[driver.Plan]) -> None:
         s = plan.schedule
         waits = sum(len(step.waits) for step in s.steps)
         click.echo(
-            f"{file}: `{s.name}` is proven on {_count(s.ep, 'rank')}: {len(s.steps)} steps on {len(s.lanes)} lanes,"
-            f" {_count(waits, 'wait')}, {len(s.buffers)} buffers in {_count(len(s.storages), 'storage')}"
+            f"{file}: `{s.name}` is proven on {count(s.ep, 'rank')}: {len(s.steps)} steps on {len(s.lanes)} lanes,"
+            f" {count(waits, 'wait')}, {len(s.buffers)} buffers in {count(len(s.storages), 'storage')}"
         )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _diagnostic(d: Diagnostic) -> dict[str, Any]:
@@ -269,9 +179,9 @@ def fmt(files: tuple[Path, ...], only_check: bool) -> None:
 
 
 @cli.command()
-@_file
-@_compile_options
-@_schedule_option
+@file_argument
+@compile_options
+@schedule_option
 @click.option("--graph", "show_graph", is_flag=True, help="The dataflow graph only.")
 @click.option("--steps", "show_steps", is_flag=True, help="The table of steps only.")
 @click.option("--gantt", "show_gantt", is_flag=True, help="The predicted timeline only.")
@@ -288,7 +198,7 @@ def inspect(file: Path, schedule: str | None, width: int | None, **given: Any) -
     from epsc.render.table import graph_table, schedule_table  # noqa: PLC0415
 
     _refuse_two_views(given)
-    layer = driver.understand(driver.read(file), _options(given))
+    layer = driver.understand(driver.read(file), options_of(given))
     plan = driver.plan(layer, schedule)
     report((*layer.warnings, *plan.warnings))
     if given["as_json"]:
@@ -352,9 +262,9 @@ def _field_doc(cls: type, name: str) -> str:
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})
-@_file
-@_compile_options
-@_schedule_option
+@file_argument
+@compile_options
+@schedule_option
 @click.option(
     "--nproc", type=click.IntRange(1), help="Ranks; all GPUs of this machine by default, else up to 4 on CPU."
 )
@@ -371,24 +281,16 @@ def run(
     from epsc import launch  # noqa: PLC0415 - asks torch about GPUs
 
     source = driver.read(file)
-    ranks = nproc or launch.default_ranks(lambda n: _fits(source, given, n))
-    layer = driver.understand(source, _options(given, (f"ep={ranks}",)))
+    ranks = nproc or launch.default_ranks(lambda n: fits(source, given, n))
+    layer = driver.understand(source, options_of(given, (f"ep={ranks}",)))
     plan = driver.plan(layer, schedule)
     report((*layer.warnings, *plan.warnings))
     # To stderr, and at once: starting torch on every rank takes a while, and says nothing.
-    click.echo(f"starting {_count(ranks, 'rank')} of `{plan.schedule.name}` under torchrun ...", err=True)
+    click.echo(f"starting {count(ranks, 'rank')} of `{plan.schedule.name}` under torchrun ...", err=True)
     code = launch.run(driver.write(plan), ranks, list(arguments) or ["--check", "--bench"], keep)
     if code:
         click.echo(f"the program failed (exit code {code})", err=True)
         sys.exit(EXIT_PROGRAM)
-
-
-def _fits(source: Source, given: dict[str, Any], ranks: int) -> bool:
-    try:
-        driver.understand(source, _options({**given, "print_after": None, "timed": False}, (f"ep={ranks}",)))
-    except EpsError:
-        return False
-    return True
 
 
 @cli.command()

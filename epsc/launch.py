@@ -8,10 +8,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from epsc import driver
-from epsc.codegen import Program
 from epsc.ir.errors import Diagnostic, EpsError
+
+if TYPE_CHECKING:
+    from epsc.codegen import Program
 
 CPU_RANKS = 4
 
@@ -40,9 +43,19 @@ def run(program: Program, ranks: int, arguments: list[str], keep: Path | None = 
     with tempfile.TemporaryDirectory(prefix="epsc-") as scratch:
         path = (keep or Path(scratch)) / f"{program.name}.py"
         driver.save(path, program.text)
-        # Ranks share the cores, and a matrix product that takes all of them for each rank is slower for all.
-        threads = {} if gpus() else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-        # A free port of this machine, and no look-up of its name, which may lead outside.
-        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
-        return subprocess.run([*command, str(path), *arguments], env={**os.environ, **threads}, check=False).returncode
+        command = [*torchrun(ranks), str(path), *arguments]
+        return subprocess.run(command, env=environment(ranks), check=False).returncode
+
+
+def torchrun(ranks: int) -> list[str]:
+    """The command that starts so many ranks of what stands behind it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    # A free port of this machine, and no look-up of its name, which may lead outside.
+    return [*command, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+
+
+def environment(ranks: int) -> dict[str, str]:
+    """Ours, with the cores shared among ranks: a product that takes all of them on each rank is slower for all, and
+    torchrun, left to choose, says at length that it takes one."""
+    threads = str(max(1, (os.cpu_count() or 1) // ranks))
+    return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}

@@ -1,0 +1,88 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from epsc import driver
+from epsc.ir.errors import EpsError
+from epsc.ir.graph import Graph
+from epsc.ir.schedule import Schedule
+from epsc.ir.source import Source
+from epsc.passes.numbers import parse_defines
+from epsc.passes.pipeline import PIPELINE, configured
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def file_argument(function: F) -> F:
+    return click.argument("file", type=click.Path(path_type=Path))(function)
+
+
+def compile_options(function: F) -> F:
+    """Everything that changes what is compiled."""
+    for option in reversed(
+        (
+            click.option(
+                "-D",
+                "--define",
+                "defines",
+                multiple=True,
+                metavar="NAME=NUMBER",
+                help="Replace a `let`, a cluster setting (ep, device) or the load (tokens). Repeatable.",
+            ),
+            click.option("--preset", metavar="NAME", help="Apply a preset of the file: several -D at once."),
+            click.option("--layer", metavar="NAME", help="The layer to compile; the last of the file by default."),
+            click.option("--cluster", metavar="NAME", help="The cluster to compile for; the file's first by default."),
+            click.option(
+                "-p",
+                "--passes",
+                "pipeline",
+                metavar='"PASS{option=value},..."',
+                default="",
+                help="Set options of passes; `epsc passes` lists them.",
+            ),
+            click.option("--print-after", metavar="PASS", help="Print the IR after a pass, or after every one: all."),
+            click.option("--time", "timed", is_flag=True, help="Print the time of each pass."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def schedule_option(function: F) -> F:
+    return click.option("-s", "--schedule", metavar="NAME", help="The schedule to use; the file's first by default.")(
+        function
+    )
+
+
+def options_of(given: dict[str, Any], extra_defines: tuple[str, ...] = ()) -> driver.Options:
+    names = [each.name for each in PIPELINE]
+    wanted = given["print_after"]
+    if wanted is not None and wanted not in (*names, "all"):
+        raise click.UsageError(f"--print-after takes one of {', '.join(names)} or all, not {wanted}")
+
+    def watch(name: str, made: Graph | Schedule, seconds: float) -> None:
+        if given["timed"]:
+            click.echo(f"{name:<14}{seconds * 1e3:8.2f} ms", err=True)
+        if wanted in (name, "all"):
+            click.echo(f"# after {name}\n{made}\n")
+
+    watched = watch if given["timed"] or wanted else None
+    defines = parse_defines(given["defines"]) | parse_defines(extra_defines)
+    return driver.Options(
+        defines, given["preset"], given["layer"], given["cluster"], configured(given["pipeline"]), watched
+    )
+
+
+def fits(source: Source, given: dict[str, Any], ranks: int) -> bool:
+    """Whether the layer can be shared by so many ranks."""
+    try:
+        driver.understand(source, options_of({**given, "print_after": None, "timed": False}, (f"ep={ranks}",)))
+    except EpsError:
+        return False
+    return True
