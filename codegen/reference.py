@@ -12,8 +12,8 @@ from epsc.codegen.names import Names, string
 from epsc.ir.attrs import CallAttrs, ExpertGemmAttrs, GemmAttrs, RouteAttrs, RowsAttrs
 from epsc.ir.graph import Graph, Node
 
-_SAME_ROWS = frozenset({"all2all", "regroup", "ungroup", "unpermute"})
-_NOTHING = frozenset({"layout", "exchange", "sizes", "arrange"})
+_SAME = frozenset({"all2all", "regroup", "ungroup", "unpermute", "tell", "put_rows", "copy_rows", "sum_ranks"})
+_NOTHING = frozenset({"layout", "exchange", "sizes", "arrange", "count", "locate"})
 
 
 class Reference:
@@ -47,8 +47,8 @@ class Reference:
             chosen = next((self.experts.get(value, "") for value in node.ins if value in self.experts), node.ins[0])
             self.experts.update(dict.fromkeys(node.outs, chosen))
             return []
-        if node.kind in _SAME_ROWS:
-            self.alias[node.outs[0]] = node.ins[0]
+        if node.kind in _SAME:
+            self.alias.update(zip(node.outs, node.ins, strict=False))
             return []
         return _WRITERS[node.kind](self, node)
 
@@ -104,6 +104,7 @@ class Reference:
 _WRITERS: dict[str, Callable[[Reference, Node], list[str]]] = {
     "route": Reference._route,
     "permute": Reference._permute,
+    "expand": Reference._permute,
     "expert_gemm": Reference._expert_gemm,
     "gemm": Reference._gemm,
     "activation": Reference._activation,
@@ -111,5 +112,6 @@ _WRITERS: dict[str, Callable[[Reference, Node], list[str]]] = {
     "mul": Reference._elementwise,
     "weighted_sum": Reference._sum,
     "unpermute_sum": Reference._sum,
+    "put_sums": Reference._sum,
     "call": Reference._call,
 }

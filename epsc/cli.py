@@ -204,7 +204,7 @@ def inspect(file: Path, schedule: str | None, width: int | None, **given: Any) -
     if given["as_json"]:
         click.echo(plan_json(plan.schedule), nl=False)
     elif given["as_dot"]:
-        click.echo(graph_dot(layer.graph) if given["show_graph"] else schedule_dot(plan.schedule))
+        click.echo(graph_dot(plan.schedule.graph) if given["show_graph"] else schedule_dot(plan.schedule))
     elif given["show_plan"]:
         click.echo(str(plan.schedule))
     else:
@@ -212,7 +212,7 @@ def inspect(file: Path, schedule: str | None, width: int | None, **given: Any) -
         columns = width or (shutil.get_terminal_size((100, 40)).columns if colour else 100)
         timeline = simulate(plan.schedule, layer.cluster, layer.load[1])
         sheets = {
-            "graph": lambda: graph_table(layer.graph),
+            "graph": lambda: graph_table(plan.schedule.graph),
             "steps": lambda: schedule_table(plan.schedule, timeline),
             "gantt": lambda: gantt(timeline, columns, colour),
         }

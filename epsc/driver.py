@@ -16,11 +16,12 @@ from epsc.ir.schedule import Schedule
 from epsc.ir.source import Source
 from epsc.ir.spec import ScheduleDecl, Spec
 from epsc.machine.cluster import Cluster
+from epsc.passes.asks import asks_of
 from epsc.passes.build import Draft, draft
 from epsc.passes.numbers import MOST, Numbers, cluster_settings, load_of
 from epsc.passes.pipeline import PIPELINE, Decision, Pass, Watcher, decide, lower
 from epsc.passes.resolve import resolve
-from epsc.passes.wishes import Context, Wishes
+from epsc.passes.wishes import Context
 
 if TYPE_CHECKING:
     from epsc.codegen import Program
@@ -140,14 +141,15 @@ def _look_at_schedules(
 ) -> None:
     """Add the faults of schedules that are there whatever becomes of those of the layer and the cluster."""
     ep, sms = (cluster.mesh.ep, cluster.device.sms) if cluster else (1, MOST)
-    graph = lower(made.graph, options.pipeline)
     for decl in spec.schedules:
+        graph = lower(made.graph, options.pipeline, asks=asks_of(decl, made.graph, faults))
         resolve(decl, graph, numbers, ep, sms, faults, made.vague)
 
 
-def _resolve(layer: Layer, decl: ScheduleDecl, faults: Faults) -> Wishes:
-    mesh, device = layer.cluster.mesh, layer.cluster.device
-    return resolve(decl, layer.graph, layer.numbers, mesh.ep, device.sms, faults)
+def lowered(layer: Layer, decl: ScheduleDecl, faults: Faults) -> Graph:
+    """The graph that `decl` decides on: transports that it chooses are ops of their own."""
+    asks = asks_of(decl, layer.said, faults)
+    return lower(layer.said, layer.options.pipeline, layer.options.watch, asks) if asks else layer.graph
 
 
 def _cluster(spec: Spec, numbers: Numbers, options: Options, faults: Faults) -> Cluster | None:
@@ -206,10 +208,11 @@ def plan(layer: Layer, schedule: str | None = None) -> Plan:
 
 def _decide(layer: Layer, decl: ScheduleDecl) -> Decision:
     faults = Faults()
-    wishes = _resolve(layer, decl, faults)
+    graph, mesh, device = lowered(layer, decl, faults), layer.cluster.mesh, layer.cluster.device
+    wishes = resolve(decl, graph, layer.numbers, mesh.ep, device.sms, faults)
     faults.raise_if_any()
-    context = Context(wishes, layer.cluster.mesh.ep, layer.cluster.device.sms, layer.cluster.device)
-    return decide(layer.graph, context, layer.options.pipeline, layer.options.watch)
+    context = Context(wishes, mesh.ep, device.sms, device)
+    return decide(graph, context, layer.options.pipeline, layer.options.watch)
 
 
 def check(source: Source, options: Options | None = None) -> tuple[Layer, list[Plan]]:

@@ -205,6 +205,49 @@ def _unpermute_sum(a: RowsAttrs, rows: Tensor, place: Tensor, weights: Tensor) -
     return _weighted_sum(a, _unpermute(a, rows, place), weights)
 
 
+# --- lowered, one-sided: at world size 1 every token's slot is its row ------------------------------------------------
+
+
+def _count(a: RowsAttrs, experts: Tensor) -> tuple[Tensor, Tensor]:
+    """experts[tokens, k] -> within int32[k*tokens]: how many earlier copies chose the same expert; counts[experts]."""
+    _, place, counts = _layout(a, experts)
+    starts = counts.cumsum(0) - counts
+    return (place - starts[experts.flatten()]).to(torch.int32), counts.to(torch.int32)
+
+
+def _tell(
+    _: TransferAttrs, experts: Tensor, weights: Tensor, within: Tensor, counts: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What every rank is told: at world size 1 what this one knows."""
+    return experts.flatten().to(torch.int32), weights.flatten(), within, counts
+
+
+def _put_rows(_: TransferAttrs, x: Tensor, *_experts: Tensor) -> Tensor:
+    """Rows of other ranks: there are none, and nobody may look at what stands in for them."""
+    return torch.full_like(x, torch.nan)
+
+
+def _locate(_: RowsAttrs, experts: Tensor, within: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """place int32[k*slots]: where the row of each token copy is; ends int32[experts]."""
+    ends = counts.cumsum(0)
+    return ((ends - counts)[experts.long()] + within).to(torch.int32), ends.to(torch.int32)
+
+
+def _expand(a: RowsAttrs, x: Tensor, _others: Tensor, place: Tensor) -> Tensor:
+    """Each token's row at the places of its copies."""
+    return x.repeat_interleave(a.top_k, dim=0)[place.argsort()]
+
+
+def _put_sums(a: TransferAttrs, rows: Tensor, place: Tensor, weights: Tensor) -> Tensor:
+    """Of each slot the rows of its copies, weighted and summed."""
+    return _weighted_sum(RowsAttrs(a.experts, a.top_k), rows[place.long()], weights.unflatten(0, (-1, a.top_k)))
+
+
+def _sum_ranks(_: RowsAttrs, sums: Tensor, _experts: Tensor) -> Tensor:
+    """The sums of all ranks: at world size 1 there is one."""
+    return sums
+
+
 # --- both -------------------------------------------------------------------------------------------------------------
 
 
@@ -271,6 +314,14 @@ _OPS: dict[str, Callable[..., object]] = {
     "unpermute": _unpermute,
     "weighted_sum": _weighted_sum,
     "unpermute_sum": _unpermute_sum,
+    "count": _count,
+    "tell": _tell,
+    "put_rows": _put_rows,
+    "copy_rows": _put_rows,
+    "locate": _locate,
+    "expand": _expand,
+    "put_sums": _put_sums,
+    "sum_ranks": _sum_ranks,
 }
 
 

@@ -44,12 +44,14 @@ class Buffers:
             tensor = graph.types[value].cut(cuts)
             size = tensor.numel
             home = None
-            if self.share and value not in graph.results:
+            symmetric = graph.maker[value].info.one_sided
+            if self.share and value not in graph.results and not symmetric:
                 # Memory is taken before a storage's first use, and by then every size must be known to the host.
                 known = bisect_left(starts, known_from.get(size.symbol, -1))
                 home = next((s for s in storages[known:] if s.takes(steps, happens, graph, value)), None)
             if home is None:
-                home = _Storage(f"s{len(storages)}", value, {}, value in graph.results)
+                closed = symmetric or value in graph.results
+                home = _Storage(f"s{len(storages)}", value, {}, closed, symmetric)
                 storages.append(home)
                 starts.append(steps[0][0])
             home.sizes[size] = None
@@ -59,7 +61,9 @@ class Buffers:
             schedule,
             stage=Stage.BUFFERED,
             buffers=tuple(buffers),
-            storages=tuple(Storage(s.name, graph.types[s.value].dtype, _largest(list(s.sizes))) for s in storages),
+            storages=tuple(
+                Storage(s.name, graph.types[s.value].dtype, _largest(list(s.sizes)), s.symmetric) for s in storages
+            ),
         )
 
 
@@ -71,7 +75,8 @@ class _Storage:
     sizes: dict[Dim, None]
     """Each once, in the order in which they came."""
     closed: bool
-    """It holds a result, which outlives the forward pass."""
+    """It holds a result, which outlives the forward pass, or what other ranks write."""
+    symmetric: bool = False
     last: dict[str, str] = field(default_factory=dict)
     """Of what uses the buffer that came to live here last: the last step of each lane."""
 

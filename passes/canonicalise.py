@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from epsc.ir.attrs import Attrs, Direction, RowsAttrs, TransferAttrs
-from epsc.ir.dims import TOKENS, Dim, DType, Tensor, rows
+from epsc.ir.dims import RANKS, SLOTS, TOKENS, Dim, DType, Tensor, rows
 from epsc.ir.graph import Graph, Node
+from epsc.passes.asks import NOTHING, Asks
 
 
 @dataclass(frozen=True)
@@ -22,20 +23,32 @@ class Canonicalise:
                                     sent.all2all  = all2all(sent.permute)
                                     sent.arrange  = arrange(sent.exchange)   where each received row belongs
                                     sent          = regroup(sent.all2all)    rows by expert
+        one-sided            -->    sent.count    = count(r.experts)         ranks of copies among those of an expert
+                                    sent.tell     = tell(r, counts)          all ranks' routing, at all ranks
+                                    sent.put      = put_rows(x, r.experts)   rows into the memory of other ranks, or
+                                    sent.copy     = copy_rows(x)
+                                    sent.locate   = locate(sent.tell)        where each copy of a token belongs here
+                                    sent          = expand(x, sent.put)      rows by expert
         back = combine(h, r)   -->  back.ungroup  = ungroup(h, index)        rows by source rank again
                                     back.all2all  = all2all(back.ungroup)
                                     back.unpermute = unpermute(back.all2all) copies in token order
                                     back          = weighted_sum(copies, r.weights)
+        one-sided            -->    back.put      = put_sums(h, weights)     a sum per token and rank goes home
+                                    back          = sum_ranks(back.put)
     """
 
     name: ClassVar[str] = "canonicalise"
 
-    def __call__(self, graph: Graph) -> Graph:
+    def __call__(self, graph: Graph, asks: Asks = NOTHING) -> Graph:
         types = dict(graph.types)
         nodes: list[Node] = []
         ends: dict[str, str] = {}
         for node in _needed(graph):
-            if node.kind == "dispatch":
+            if node.name in asks.transports:
+                nodes += _one_sided[node.kind](node, types, asks.transports[node.name])
+                if node.kind == "dispatch":
+                    ends[node.name] = f"{node.name}.locate.ends"
+            elif node.kind == "dispatch":
                 nodes += _dispatch(node, types)
                 ends[node.name] = f"{node.name}.arrange.ends"
             elif node.kind == "combine":
@@ -119,3 +132,65 @@ def _combine(node: Node, types: dict[str, Tensor]) -> list[Node]:
         op(".unpermute", "unpermute", (f"{c}.all2all", f"{d}.layout.place")),
         op("", "weighted_sum", (f"{c}.unpermute", weights)),
     ]
+
+
+def _one_sided_dispatch(node: Node, types: dict[str, Tensor], transport: str) -> list[Node]:
+    assert isinstance(node.attrs, RowsAttrs)
+    d, attrs = node.name, node.attrs
+    x, experts = node.ins
+    weights = f"{experts.removesuffix('.experts')}.weights"
+    transfer = TransferAttrs(Direction.DISPATCH, attrs.experts, attrs.top_k)
+    row_type = types[d]
+    counts = Tensor(DType.INT32, (Dim(attrs.experts),))
+    copies = Tensor(DType.INT32, (TOKENS.times(attrs.top_k),))
+    of_all = Tensor(DType.INT32, (SLOTS.times(attrs.top_k),))
+    slots = Tensor(row_type.dtype, (SLOTS, row_type.shape[1]))
+
+    def op(suffix: str, kind: str, ins: tuple[str, ...], outs: dict[str, Tensor], of: Attrs = attrs) -> Node:
+        name = f"{d}{suffix}"
+        types.update({f"{name}{out}": tensor for out, tensor in outs.items()})
+        return replace(node, name=name, kind=kind, ins=ins, outs=tuple(f"{name}{out}" for out in outs), attrs=of)
+
+    told = {
+        ".experts": of_all,
+        ".weights": Tensor(DType.FP32, of_all.shape),
+        ".within": of_all,
+        ".counts": Tensor(DType.INT32, (RANKS.times(attrs.experts),)),
+    }
+    if transport == "put":
+        move = op(".put", "put_rows", (x, experts), {"": slots}, transfer)
+    else:
+        move = op(".copy", "copy_rows", (x,), {"": slots}, transfer)
+    return [
+        op(".count", "count", (experts,), {".within": copies, ".counts": counts}),
+        op(".tell", "tell", (experts, weights, f"{d}.count.within", f"{d}.count.counts"), told, transfer),
+        move,
+        op(
+            ".locate",
+            "locate",
+            (f"{d}.tell.experts", f"{d}.tell.within", f"{d}.tell.counts"),
+            {".place": of_all, ".ends": counts},
+        ),
+        op("", "expand", (x, move.name, f"{d}.locate.place"), {"": row_type}),
+    ]
+
+
+def _one_sided_combine(node: Node, types: dict[str, Tensor], _transport: str) -> list[Node]:
+    assert isinstance(node.attrs, RowsAttrs)
+    c, attrs = node.name, node.attrs
+    h, experts, _ = node.ins
+    d = types[h].shape[0].symbol[len("rows(") : -1]
+    types[f"{c}.put"] = Tensor(types[h].dtype, (SLOTS, types[h].shape[1]))
+    transfer = TransferAttrs(Direction.COMBINE, attrs.experts, attrs.top_k)
+    put = replace(
+        node,
+        name=f"{c}.put",
+        kind="put_sums",
+        ins=(h, f"{d}.locate.place", f"{d}.tell.weights"),
+        outs=(f"{c}.put",),
+        attrs=transfer,
+    )
+    return [put, replace(node, kind="sum_ranks", ins=(put.name, experts), outs=(c,), attrs=attrs)]
+
+
+_one_sided = {"dispatch": _one_sided_dispatch, "combine": _one_sided_combine}

@@ -96,6 +96,17 @@ def _layouts(
     layouts = []
     for dispatch, nodes in branches.items():
         moved = [node for node in nodes if node.kind in ("all2all", "regroup", "ungroup")]
+        if not moved:
+            for node in nodes:
+                if node.name in splits:
+                    faults.add(
+                        "split-one-sided",
+                        f"`{node.origin}` is {_text(splits[node.name])}, but rows that come one-sided lie in one piece",
+                        wishes.split_spans.get(node.name) or node.span,
+                        help="only collectives move rows in pieces today",
+                    )
+                    break
+            continue
         cut = splits.get(moved[0].name)
         for node in moved[1:]:
             if splits.get(node.name) != cut:

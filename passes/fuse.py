@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from epsc.ir.graph import Graph, Node
+from epsc.passes.asks import NOTHING, Asks
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Fuse:
     sums: bool = True
     """Join unpermute and weighted_sum."""
 
-    def __call__(self, graph: Graph) -> Graph:
+    def __call__(self, graph: Graph, asks: Asks = NOTHING) -> Graph:  # noqa: ARG002 - every pass is called alike
         if not self.sums:
             return graph
         joined: dict[str, Node] = {}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import ClassVar
 
+from epsc.ir.attrs import Direction, TransferAttrs
 from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.graph import Graph, Node
 from epsc.ir.kinds import Role
@@ -22,6 +23,7 @@ _FIRST_DISPATCH = -2.0
 _ARRANGE = -1.5
 _BESIDE = -1.0  # after the first dispatches are on their way, before the experts want the compute lane
 _COMBINE = 0.5  # a chunk's combine follows its experts' work
+_BESIDE_COMBINE = 0.75  # after the last combine is on its way
 _HOME = 1.25  # and is summed after the next chunk's work, or the compute lane would wait for the combine
 _REST = 1e6
 
@@ -62,8 +64,11 @@ class Order:
 
     def _due(self, schedule: Schedule, wishes: Wishes) -> list[float]:
         graph = schedule.graph
-        beside = {name for wish in wishes.besides for name in wish.these}
-        moving = [(s.lane, graph.node[s.node]) for s in schedule.steps if graph.node[s.node].kind == "all2all"]
+        beside: dict[str, float] = {}
+        for wish in wishes.besides:
+            brings = all(_goes_home(graph.node[name]) for name in wish.others)
+            beside |= dict.fromkeys(wish.these, _BESIDE_COMBINE if brings else _BESIDE)
+        moving = [(s.lane, graph.node[s.node]) for s in schedule.steps if graph.node[s.node].info.moves_rows]
         combining = {lane for lane, node in moving if not is_dispatch(node)}
         needed_early = _feeds_dispatch(schedule)
 
@@ -75,15 +80,15 @@ class Order:
             if is_dispatch(node):
                 ahead = self.prefetch or (2 if step.lane in combining and step.lane != COMPUTE_LANE else 0)
                 return max(_FIRST_DISPATCH, chunk - ahead - 0.5) if ahead else _FIRST_DISPATCH
-            if node.kind == "arrange":
+            if node.kind in ("arrange", "locate"):
                 return _ARRANGE
             if node.name in beside:
-                return _BESIDE
-            if node.kind == "all2all":
+                return beside[node.name]
+            if node.info.moves_rows:
                 return chunk + _COMBINE
             if step.cuts and node.kind in ("unpermute", "unpermute_sum", "weighted_sum"):
                 return chunk + _HOME
-            if node.kind in ("regroup", "ungroup", "expert_gemm") or (step.cuts and _is_routed(graph, node)):
+            if node.kind in ("regroup", "ungroup", "expand", "expert_gemm") or (step.cuts and _is_routed(graph, node)):
                 return float(chunk)
             # Only now: in a stack all of a layer feeds the next one's dispatch, but its chunks keep their turns.
             if node.name in needed_early:
@@ -131,14 +136,19 @@ def _needs(before: dict[str, set[str]], name: str, other: str) -> bool:
     return other in seen
 
 
+def _goes_home(node: Node) -> bool:
+    """Whether an op is part of bringing rows home."""
+    return isinstance(node.attrs, TransferAttrs) and node.attrs.direction is Direction.COMBINE
+
+
 def _is_routed(graph: Graph, node: Node) -> bool:
     return graph.types[node.outs[0]].shape[0].symbol.startswith("rows(")
 
 
 def _feeds_dispatch(schedule: Schedule) -> set[str]:
-    """Names of the ops that a dispatch waits for."""
+    """Names of the ops that a dispatch waits for, or what tells where its rows belong."""
     graph = schedule.graph
-    found = {node.name for node in graph.nodes if is_dispatch(node)}
+    found = {node.name for node in graph.nodes if is_dispatch(node) or node.kind == "locate"}
     for node in reversed(graph.nodes):
         if node.name in found:
             found |= {graph.maker[value].name for value in node.ins if value in graph.maker}

@@ -13,6 +13,7 @@ from epsc.ir.errors import Diagnostic, EpsError, Faults, did_you_mean
 from epsc.ir.graph import Graph
 from epsc.ir.schedule import Schedule
 from epsc.ir.text import attrs_parse, split
+from epsc.passes.asks import NOTHING, Asks
 from epsc.passes.buffers import Buffers
 from epsc.passes.canonicalise import Canonicalise
 from epsc.passes.choose import Choose
@@ -54,12 +55,15 @@ class Decision:
     warnings: tuple[Diagnostic, ...]
 
 
-def lower(graph: Graph, pipeline: tuple[Pass, ...] = PIPELINE, watch: Watcher | None = None) -> Graph:
-    """Run the Graph passes. Raises EpsError naming the pass that broke an invariant."""
+def lower(
+    graph: Graph, pipeline: tuple[Pass, ...] = PIPELINE, watch: Watcher | None = None, asks: Asks = NOTHING
+) -> Graph:
+    """Run the Graph passes, for what a schedule asks of them. Raises EpsError naming the pass that broke an
+    invariant."""
     for each in pipeline:
         if isinstance(each, Canonicalise | Fuse):
             start = time.perf_counter()
-            graph = each(graph)
+            graph = each(graph, asks)
             with _blame(each):
                 graph.verify()
             if watch:

@@ -39,7 +39,8 @@ class Place:
             freed |= {name for beside in wishes.besides for name in (*beside.these, *beside.others)}
             origins = {graph.node[name].origin for name in freed}
             for node in graph.nodes:
-                if isinstance(node.attrs, TransferAttrs) and node.origin in origins:
+                # What a rank tells the others is short, and waited for at once.
+                if isinstance(node.attrs, TransferAttrs) and node.origin in origins and node.kind != "tell":
                     lane_of[node.name] = node.attrs.direction.value
             for partition in wishes.partitions:
                 directions = {_direction(graph.node[name]) for name in partition.nodes}
@@ -58,7 +59,8 @@ class Place:
         def placed(step: Step) -> Step:
             node = graph.node[step.node]
             lane = HOST_LANE if node.info.role is Role.HOST else lane_of.get(node.name, COMPUTE_LANE)
-            comm = ("ep" if lane == COMPUTE_LANE else lane) if node.info.role is Role.TRANSFER else ""
+            collective = node.info.role is Role.TRANSFER and not node.info.one_sided
+            comm = ("ep" if lane == COMPUTE_LANE else lane) if collective else ""
             sms = 0
             if sms_of and lane_of:
                 sms = sms_of.get(node.name, left if node.info.role is Role.COMPUTE else 0)
@@ -66,7 +68,7 @@ class Place:
 
         steps = tuple(map(placed, schedule.steps))
         names = dict.fromkeys([COMPUTE_LANE, *(step.lane for step in steps)])
-        transfers = {step.lane for step in steps if step.comm}
+        transfers = {step.lane for step in steps if graph.node[step.node].info.role is Role.TRANSFER}
         lanes = tuple(
             Lane(name, Role.HOST, 0)
             if name == HOST_LANE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from epsc.ir.attrs import Direction, ExpertGemmAttrs, TransferAttrs
 from epsc.ir.dims import Axis, DType
 from epsc.ir.graph import Graph, Node
-from epsc.ir.kinds import KINDS, Role
+from epsc.ir.kinds import KINDS
 
 LOWERED_AXES = (Axis.EXPERT_GROUP, Axis.TOKENS)
 """Axes that the passes can cut along today; the others are in the language and the types only."""
@@ -57,9 +57,9 @@ def axes_of(graph: Graph, node: Node) -> frozenset[Axis]:
 
 
 def is_dispatch(node: Node) -> bool:
-    """Whether this is an all2all that takes rows to their experts."""
+    """Whether this takes rows to their experts."""
     return (
-        node.kind == "all2all"
+        node.info.moves_rows
         and isinstance(node.attrs, TransferAttrs)
         and (node.attrs.direction is Direction.DISPATCH)
     )
@@ -67,4 +67,4 @@ def is_dispatch(node: Node) -> bool:
 
 def is_row_op(node: Node) -> bool:
     """Whether its result is rows of numbers, which need a buffer, and not an index or a count."""
-    return node.info.role in (Role.MEMORY, Role.COMPUTE) or node.kind == "all2all"
+    return node.info.makes_rows

@@ -180,7 +180,7 @@ class _Resolver:
         return tuple((a, b) for a in these for b in those if layer[a] == layer[b] or not {layer[a], layer[b]} & both)
 
     def _transfers(self, target: Target) -> list[Node]:
-        return [node for node in self.named.get(target.name, []) if node.kind in ("all2all", "exchange")]
+        return [node for node in self.named.get(target.name, []) if node.info.role is Role.TRANSFER]
 
     # --- directives ---------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ from epsc.proof.happens import Happens
 class Synchronise:
     """Derive waits: for every two uses of a value on two lanes, one of them a write, the later waits for the earlier.
 
-    Not when lanes, the host or another wait guarantee it already: every wait left is one that a race needs.
+    Not when lanes, the host or another wait guarantee it already: every wait left is one that a race needs. What other
+    ranks write here as well is waited for everywhere.
     """
 
     name: ClassVar[str] = "synchronise"
@@ -25,9 +26,12 @@ class Synchronise:
         # Apart, because reads do not conflict: an index that every chunk reads is one use for each, not one for all.
         read: dict[str, Regions[tuple[int, str]]] = {}
         written: dict[str, Regions[tuple[int, str]]] = {}
+        heard: dict[str, list[str]] = {}
+        """Step -> those that waited for it on every rank."""
         steps = []
         for i, step in enumerate(schedule.steps):
             needs: dict[int, Wait] = {}
+            signals: dict[str, Wait] = {}
             for ref, earlier, hazard in (
                 *((r, written, Hazard.RAW) for r in step.reads),
                 *((w, *other) for w in step.writes for other in ((read, Hazard.WAR), (written, Hazard.WAW))),
@@ -35,8 +39,14 @@ class Synchronise:
                 if ref.value in earlier:
                     for j, key in earlier[ref.value].meeting(ref.cuts):
                         needs.setdefault(j, Wait(key, ref.value, hazard))
+                        if hazard is Hazard.RAW and schedule.graph.maker[ref.value].info.one_sided:
+                            signals.setdefault(key, Wait(key, ref.value, hazard, everywhere=True))
             clock = happens.base(step)
-            waits = []
+            # Other ranks write here too: of them program order says nothing.
+            waits = [w for w in signals.values() if not any(happens.reached(clock, k) for k in heard.get(w.step, ()))]
+            for wait in waits:
+                heard.setdefault(wait.step, []).append(step.key)
+                clock = happens.joined(clock, wait.step)
             # The latest first: what it guarantees need not be waited for again.
             for j in sorted(needs, reverse=True):
                 if not happens.reached(clock, needs[j].step):

@@ -104,7 +104,8 @@ class Dim:
     """`scale * symbol`, or the number `scale` when there is no symbol.
 
     Symbols are counts that a run knows: `tokens` (rows of the layer's input on this rank), `rows(d)` (rows that
-    arrive at this rank through dispatch `d`), `sends(d)` (rows that leave it), each restricted by cuts.
+    arrive at this rank through dispatch `d`), `sends(d)` (rows that leave it), each restricted by cuts; `slots` (a
+    place for every token that a rank may have, for each rank) and `ranks`.
     """
 
     scale: int
@@ -136,6 +137,10 @@ class Dim:
 
 
 TOKENS = Dim(1, "tokens")
+
+
+SLOTS = Dim(1, "slots")
+RANKS = Dim(1, "ranks")
 
 
 def rows(dispatch: str) -> Dim:

@@ -84,6 +84,11 @@ def _triton(kind: str, doc: str) -> Impl:
     return Impl("triton", kind, doc, Needs(device="cuda"), _GPU_SMS, Cost(Bound.HBM, 0.8), kind)
 
 
+def _one_sided(name: str, kind: str, doc: str, bound: Bound = Bound.LINK) -> Impl:
+    """On CUDA a Triton kernel over symmetric memory, on CPU torch ops over memory that processes share."""
+    return Impl(name, kind, doc, Needs(), _GPU_SMS | {Resource.INTRA_LINK}, Cost(bound, 0.75), kind)
+
+
 IMPLS: tuple[Impl, ...] = (
     Impl(
         "persistent",
@@ -157,6 +162,18 @@ IMPLS: tuple[Impl, ...] = (
         Cost(Bound.LATENCY, 1.0),
         "exchange",
     ),
+    _one_sided("put", "tell", "a kernel stores what every rank must know into its memory", Bound.LATENCY),
+    _one_sided("put", "put_rows", "a kernel stores each row once into the memory of every rank that has use for it"),
+    Impl(
+        "copy",
+        "copy_rows",
+        "a copy engine stores all rows into the memory of every other rank: no SMs, and no waiting for the router",
+        Needs(),
+        frozenset({Resource.COPY_ENGINE, Resource.INTRA_LINK}),
+        Cost(Bound.LINK, 0.85),
+        "copy_rows",
+    ),
+    _one_sided("put", "put_sums", "a kernel weighs and sums a token's rows here and stores the sum at home"),
     Impl(
         "pinned",
         "sizes",
@@ -182,6 +199,14 @@ IMPLS: tuple[Impl, ...] = (
     _torch("weighted_sum", "bmm with the weights", efficiency=0.5),
     _triton("unpermute_sum", "one kernel that gathers, weighs and sums in fp32"),
     _torch("unpermute_sum", "index_select, then bmm with the weights", efficiency=0.14, launches=3),
+    _triton("count", "histograms of blocks, then ranks within them"),
+    _torch("count", "one-hot prefix sums", Bound.HBM, 0.1, launches=6),
+    _triton("locate", "one kernel"),
+    _torch("locate", "prefix sums and a gather", Bound.HBM, 0.1, launches=8),
+    _triton("expand", "one kernel that reads a token once for all of its copies"),
+    _torch("expand", "index_select and index_copy_", launches=2),
+    _triton("sum_ranks", "one kernel that sums in fp32 what ranks sent"),
+    _torch("sum_ranks", "a masked sum", launches=3),
     _torch("call", "the module that the user gave", Bound.FLOPS, 0.6),
 )
 

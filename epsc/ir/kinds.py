@@ -49,6 +49,14 @@ class Kind:
     lowered: bool = True
     outs: tuple[str, ...] = ("",)
     """Suffixes of its outputs' names; one nameless output is named after the op itself."""
+    one_sided: bool = False
+    """It writes into the memory of other ranks, each its own part: whoever reads there waits for all ranks."""
+    moves_rows: bool = False
+
+    @property
+    def makes_rows(self) -> bool:
+        """Whether its result is rows of numbers, which need a buffer, and not an index or a count."""
+        return self.moves_rows or self.role in (Role.MEMORY, Role.COMPUTE)
 
 
 def _table(*kinds: Kind) -> dict[str, Kind]:
@@ -112,6 +120,7 @@ KINDS: dict[str, Kind] = _table(
         Role.TRANSFER,
         TransferAttrs,
         _ROWS_AND_COLUMNS,
+        moves_rows=True,
     ),
     Kind(
         "arrange",
@@ -154,6 +163,65 @@ KINDS: dict[str, Kind] = _table(
         Role.MEMORY,
         RowsAttrs,
         _TOKENWISE,
+    ),
+    # --- one-sided transfers: a rank stores into the memory of the others, where every token has a place, its slot
+    Kind(
+        "count",
+        "experts -> within int32[k*tokens]: the rank of each token copy among those of its expert; counts per expert",
+        Role.CONTROL,
+        RowsAttrs,
+        outs=(".within", ".counts"),
+    ),
+    Kind(
+        "tell",
+        "experts, weights, within, counts -> those of all ranks, at all ranks",
+        Role.TRANSFER,
+        TransferAttrs,
+        outs=(".experts", ".weights", ".within", ".counts"),
+        one_sided=True,
+    ),
+    Kind(
+        "put_rows",
+        "x[tokens, hidden], experts -> rows[slots, hidden] of the tokens of other ranks that have an expert here",
+        Role.TRANSFER,
+        TransferAttrs,
+        one_sided=True,
+        moves_rows=True,
+    ),
+    Kind(
+        "copy_rows",
+        "x[tokens, hidden] -> rows[slots, hidden] of all tokens of other ranks",
+        Role.TRANSFER,
+        TransferAttrs,
+        one_sided=True,
+        moves_rows=True,
+    ),
+    Kind(
+        "locate",
+        "experts, within, counts of all ranks -> place int32[k*slots]: the row of each token copy here, or -1; ends",
+        Role.CONTROL,
+        RowsAttrs,
+        outs=(".place", ".ends"),
+    ),
+    Kind(
+        "expand",
+        "x[tokens, hidden], rows[slots, hidden] of other ranks, place -> rows[rows(d), hidden], by expert",
+        Role.MEMORY,
+        RowsAttrs,
+    ),
+    Kind(
+        "put_sums",
+        "rows[rows(d), hidden], place, weights -> sums[slots, hidden] at home: of each rank what its experts made",
+        Role.TRANSFER,
+        TransferAttrs,
+        one_sided=True,
+        moves_rows=True,
+    ),
+    Kind(
+        "sum_ranks",
+        "sums[slots, hidden], experts -> y[tokens, hidden]",
+        Role.MEMORY,
+        RowsAttrs,
     ),
     Kind("call", "values -> value, by a module that epsc does not look into", Role.COMPUTE, CallAttrs, _BATCH),
 )

@@ -4,9 +4,10 @@ All ranks run the same Schedule (SPMD); what differs between ranks is said relat
 rank). A Schedule grows through stages; `Stage` says what each one adds, and `epsc.proof` what each one must satisfy.
 `Schedule.parse(str(s)) == s`.
 
-The four ways in which a step comes after another:
+The five ways in which a step comes after another:
 program order on its lane (a lane is a CUDA stream, or on CPU a worker of its own); a `Wait` for a step of another
-lane (a CUDA event, or a work handle); the host, which issues steps in the order of `steps` and stops at a step on the
+lane (a CUDA event, or a work handle); a `Wait` for a step of every rank (a signal: a number that each rank stores into
+the memory of the others after it has written there); the host, which issues steps in the order of `steps` and stops at a step on the
 host lane until it is done; and transitively through any of these.
 """
 
@@ -76,16 +77,18 @@ class Wait:
     step: str
     value: str
     hazard: Hazard
+    everywhere: bool = False
+    """It has finished on every rank: they signal it, because they write here."""
 
     def __str__(self) -> str:
-        return f"{self.step}({self.value} {self.hazard})"
+        return f"{self.step}({self.value} {self.hazard}{' everywhere' if self.everywhere else ''})"
 
     @staticmethod
     def parse(text: str) -> Wait:
-        found = re.fullmatch(r"(.+)\((\S+) (raw|war|waw)\)", text)
+        found = re.fullmatch(r"(.+)\((\S+) (raw|war|waw)( everywhere)?\)", text)
         if not found:
             raise EpsError(Diagnostic("bad-wait", f"`{text}` does not read `STEP(VALUE raw)`"))
-        return Wait(found[1], found[2], Hazard(found[3]))
+        return Wait(found[1], found[2], Hazard(found[3]), bool(found[4]))
 
 
 @dataclass(frozen=True)
@@ -182,9 +185,12 @@ class Storage:
     name: str
     dtype: DType
     sizes: tuple[Dim, ...]
+    symmetric: bool = False
+    """It outlives the forward pass, and every rank has one that the others may write into."""
 
     def __str__(self) -> str:
-        return f"storage {self.name}: {self.dtype} max {', '.join(map(str, self.sizes))}"
+        kept = "symmetric " if self.symmetric else ""
+        return f"storage {self.name}: {kept}{self.dtype} max {', '.join(map(str, self.sizes))}"
 
 
 @dataclass(frozen=True)
@@ -264,8 +270,9 @@ class Schedule:
                 layouts.append(Layout(found[1], Axis(found[2]) if found[2] else None, int(found[3] or 1)))
             elif found := re.fullmatch(r"lane (\S+): (\w+) priority (-?\d+)", line):
                 lanes.append(Lane(found[1], Role(found[2]), int(found[3])))
-            elif found := re.fullmatch(r"storage (\S+): (\w+) max (.*)", line):
-                storages.append(Storage(found[1], DType(found[2]), tuple(map(Dim.parse, split(found[3], ",")))))
+            elif found := re.fullmatch(r"storage (\S+): (symmetric )?(\w+) max (.*)", line):
+                sizes = tuple(map(Dim.parse, split(found[4], ",")))
+                storages.append(Storage(found[1], DType(found[3]), sizes, bool(found[2])))
             elif found := re.fullmatch(r"buffer (\S+): (.*) in (\S+)", line):
                 value, cuts = _name_and_cuts(found[1])
                 buffers.append(Buffer(value, Tensor.parse(found[2]), found[3], cuts))

@@ -48,13 +48,14 @@ class _Rank:
         self.place = {step.key: i for i, step in enumerate(schedule.steps)}
         self.issued = 0
         self.done: set[str] = set()
+        self.all: list[_Rank] = []
         self.lanes: dict[str, deque[Step]] = {lane.name: deque() for lane in schedule.lanes if lane.name != HOST_LANE}
         for step in schedule.steps:
             if step.lane in self.lanes:
                 self.lanes[step.lane].append(step)
 
     def waits_done(self, step: Step) -> bool:
-        return all(wait.step in self.done for wait in step.waits)
+        return all(wait.step in rank.done for wait in step.waits for rank in (self.all if wait.everywhere else (self,)))
 
     def can_start(self, step: Step) -> bool:
         return self.place[step.key] < self.issued and self.waits_done(step)
@@ -87,6 +88,8 @@ class _Rank:
 def _dry_run(schedules: Sequence[Schedule], faults: Faults) -> None:
     """Run all ranks step by step, as far as they go."""
     ranks = [_Rank(number, schedule) for number, schedule in enumerate(schedules)]
+    for rank in ranks:
+        rank.all = ranks
     moved = True
     while moved:
         moved = False

@@ -6,7 +6,6 @@ from itertools import pairwise
 
 from epsc.ir.dims import Cuts, Dim
 from epsc.ir.errors import Faults
-from epsc.ir.kinds import Role
 from epsc.ir.schedule import Buffer, Schedule
 
 
@@ -78,7 +77,7 @@ def _check_sharing(schedule: Schedule, by_value: dict[str, list[Buffer]], faults
     for i, step in enumerate(schedule.steps):
         for ref in (*step.writes, *step.reads):
             maker = graph.maker.get(ref.value)
-            if maker is None or not (maker.info.role in (Role.MEMORY, Role.COMPUTE) or maker.kind == "all2all"):
+            if maker is None or not maker.info.makes_rows:
                 continue
             buffers = [b for cuts in {(), ref.cuts} for b in by_region.get((ref.value, cuts), ())]
             if not buffers:

@@ -71,7 +71,7 @@ def check_structure(schedule: Schedule, faults: Faults) -> None:
 def _is_rows(graph: Graph, value: str) -> bool:
     """Whether a value is rows of numbers, which can be cut, and not an index or a count."""
     maker = graph.maker.get(value)
-    return maker is None or maker.info.role in (Role.MEMORY, Role.COMPUTE) or maker.kind == "all2all"
+    return maker is None or maker.info.makes_rows
 
 
 def _names(refs: tuple[object, ...]) -> str:
@@ -116,7 +116,7 @@ def _check_lanes(schedule: Schedule, faults: Faults) -> None:
             faults.add("unknown-lane", f"`{step.key}` runs on the lane `{step.lane}`, which is not declared", node.span)
         if (step.lane == HOST_LANE) != (node.info.role is Role.HOST):
             faults.add("host-lane", f"`{step.key}` ({node.kind}) cannot run on the lane `{step.lane}`", node.span)
-        if bool(step.comm) != (node.info.role is Role.TRANSFER):
+        if bool(step.comm) != (node.info.role is Role.TRANSFER and not node.info.one_sided):
             faults.add("communicator", f"`{step.key}` ({node.kind}) has the communicator `{step.comm}`", node.span)
 
 

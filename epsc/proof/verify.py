@@ -10,6 +10,7 @@ from epsc.proof.collectives import check_collectives
 from epsc.proof.happens import Happens
 from epsc.proof.hazards import check_hazards
 from epsc.proof.memory import check_memory
+from epsc.proof.one_sided import check_one_sided
 from epsc.proof.resources import check_resources
 from epsc.proof.structure import check_structure
 
@@ -30,6 +31,7 @@ def prove(schedule: Schedule, others: Sequence[Schedule] = ()) -> list[Diagnosti
             happens = Happens.of(each)
             check_hazards(each, happens, faults)
             check_resources(each, happens, faults)
+            check_one_sided(each, faults)
         check_collectives([schedule, *others], faults)
     if schedule.stage >= Stage.BUFFERED:
         for each in (schedule, *others):
