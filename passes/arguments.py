@@ -9,11 +9,12 @@ from typing import Any, get_type_hints
 
 from epsc.ir.errors import did_you_mean, nearest
 from epsc.ir.spec import Broken, Call, Expr, Name
-from epsc.passes.bound import Bound, Route, Rows, Scope
+from epsc.passes.bound import Bound, Ids, Route, Rows, Scope
 from epsc.passes.nodes import Nodes
 
 USAGE = {
     "route": "the rows to route: route(x, experts=8, top_k=2)",
+    "routing": "the experts and weights of each token: routing(ids, weights, experts=8)",
     "dispatch": "rows and a route: dispatch(x, r)",
     "combine": "routed rows and their route: combine(h, r)",
     "gemm": "rows, a weight and a width: gemm(x, gate_up, 2*1536)",
@@ -32,6 +33,8 @@ class Arguments(Nodes, ABC):
     def _is_rows(self, value: Bound, expr: Expr) -> bool:
         if isinstance(value, Route):
             self.faults.add("bad-argument", "this is a route; rows are needed here", expr.span)
+        if isinstance(value, Ids):
+            self.faults.add("bad-argument", "these are numbers of experts; rows are needed here", expr.span)
         return isinstance(value, Rows)
 
     def _rows_arg(self, call: Call, index: int, scope: Scope) -> Rows | None:
@@ -47,7 +50,7 @@ class Arguments(Nodes, ABC):
             self.faults.add("bad-argument", f"`{call.fn}` needs {USAGE[call.fn]}", call.span)
             return None
         value = self._expr(call.args[index], scope)
-        if isinstance(value, Rows):
+        if isinstance(value, Rows | Ids):
             self.faults.add(
                 "bad-argument", "a route is needed here, as `r = route(...)` makes it", call.args[index].span
             )

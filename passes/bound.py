@@ -13,10 +13,24 @@ from epsc.ir.source import Span
 
 @dataclass(frozen=True)
 class Route:
-    """What `r = route(...)` binds: not a tensor but a decision, which dispatch and combine read."""
+    """What `r = route(...)` binds: not a tensor but a decision, which dispatch and combine read.
 
-    node: str
+    `routing(...)` binds one that was made elsewhere: of `attrs` only `experts` and `top_k` are known.
+    """
+
     attrs: RouteAttrs
+    experts: str
+    """The value that holds the experts of each token."""
+    weights: str
+    """The value that holds their weights."""
+
+
+@dataclass(frozen=True)
+class Ids:
+    """A value of numbers of experts, one column for each of a token's choices."""
+
+    name: str
+    type: Tensor
 
 
 @dataclass(frozen=True)
@@ -29,7 +43,7 @@ class Rows:
     dispatch: str = ""
 
 
-Bound = Route | Rows | None
+Bound = Route | Rows | Ids | None
 
 ANY = 2**31
 """Experts of a route of which nobody knows how many it has."""

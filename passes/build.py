@@ -16,7 +16,7 @@ from epsc.ir.errors import Faults, Note, Severity, did_you_mean
 from epsc.ir.graph import Graph
 from epsc.ir.spec import Binary, Bind, Broken, Call, Expr, LayerDecl, Name, Number, Return, Spec
 from epsc.passes.arguments import USAGE
-from epsc.passes.bound import Bound, Route, Rows, Scope
+from epsc.passes.bound import Bound, Ids, Route, Rows, Scope
 from epsc.passes.nodes import MAX_NODES
 from epsc.passes.numbers import Numbers
 from epsc.passes.ops import Ops
@@ -70,12 +70,6 @@ class _Builder(Ops):
 
     def draft(self, decl: LayerDecl) -> Draft:
         before = len(self.faults.errors)
-        if len(decl.args) != 1:
-            self.faults.add(
-                "bad-layer",
-                f"a layer that is compiled takes one value, `{decl.name}` takes {len(decl.args)}",
-                decl.span,
-            )
         args: list[Bound] = []
         for arg in decl.args:
             shape = tuple(self._dim(expr) for expr in arg.shape)
@@ -83,7 +77,8 @@ class _Builder(Ops):
                 args.append(None)
                 continue
             tensor = Tensor(arg.dtype, tuple(dim for dim in shape if dim is not None))
-            if arg.dtype not in FLOATS:
+            ids = arg.dtype is DType.INT64 and bool(args)
+            if arg.dtype not in FLOATS and not ids:
                 self.faults.add(
                     "bad-dtype",
                     f"`{arg.name}` is {arg.dtype}: a layer works on {', '.join(FLOATS)}",
@@ -97,10 +92,17 @@ class _Builder(Ops):
                 continue
             self.types[arg.name] = tensor
             self.names.add(arg.name)
-            args.append(Rows(arg.name, tensor))
+            args.append(Ids(arg.name, tensor) if ids else Rows(arg.name, tensor))
         if args and isinstance(args[0], Rows):
             self.dtype = args[0].type.dtype
         result = self._layer(decl, args, "")
+        if not decl.args or any(arg.name not in self.routings for arg in decl.args[1:]):
+            self.faults.add(
+                "bad-layer",
+                f"a layer that is compiled takes one value, `{decl.name}` takes {len(decl.args)}",
+                decl.span,
+                help="what it takes besides must be a routing: `r = routing(ids, weights, experts=8)`",
+            )
         if isinstance(result, Route):
             self.faults.add(
                 "bad-layer",
@@ -259,7 +261,7 @@ class _Builder(Ops):
         for arg, value in zip(decl.args, args, strict=True):
             said = [self._dim(size) for size in arg.shape]
             if (
-                isinstance(value, Rows)
+                isinstance(value, Rows | Ids)
                 and None not in said
                 and (tuple(said) != value.type.shape or arg.dtype != value.type.dtype)
             ):
@@ -302,6 +304,7 @@ class _Builder(Ops):
 
 BUILTINS: dict[str, Callable[[_Builder, Call, Scope, str], Bound]] = {
     "route": _Builder._route,
+    "routing": _Builder._routing,
     "dispatch": _Builder._dispatch,
     "combine": _Builder._combine,
     "gemm": _Builder._gemm,

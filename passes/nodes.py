@@ -27,6 +27,8 @@ class Nodes:
         self.params: dict[str, Param] = {}
         self.param_spans: dict[str, Span | None] = {}
         self.names: set[str] = set()
+        self.routings: set[str] = set()
+        """Arguments of the layer that hold a routing, not tokens."""
         self.dtype = DType.BF16
         """Of weights: that of the layer's input."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from epsc.ir.attrs import Act, ActAttrs, Attrs, ExpertGemmAttrs, GemmAttrs, NoAttrs, RouteAttrs, RowsAttrs
+from epsc.ir.attrs import Act, ActAttrs, Attrs, ExpertGemmAttrs, GemmAttrs, NoAttrs, RouteAttrs, RoutingAttrs, RowsAttrs
 from epsc.ir.dims import TOKENS, Dim, DType, Tensor, rows
 from epsc.ir.errors import did_you_mean
 from epsc.ir.source import Span
 from epsc.ir.spec import Binary, Call, Name
 from epsc.passes.arguments import USAGE, Arguments
-from epsc.passes.bound import ANY, Bound, Route, Rows, Scope
+from epsc.passes.bound import ANY, Bound, Ids, Route, Rows, Scope
 
 
 class Ops(Arguments):
@@ -108,7 +108,48 @@ class Ops(Arguments):
         ]
         types = (Tensor(DType.INT64, (TOKENS, Dim(k))), Tensor(DType.FP32, (TOKENS, Dim(k))))
         self._emit(name, "route", (x.name,), attrs, types, scope, call.span, tuple(params))
-        return Route(name, attrs)
+        return Route(attrs, f"{name}.experts", f"{name}.weights")
+
+    def _routing(self, call: Call, scope: Scope, want: str) -> Bound:  # noqa: ARG002 - it makes no op to name
+        """routing(ids, weights, experts=n): what a router outside of the layer decided."""
+        self._count_args(call, 2)
+        options = self._options(call, RoutingAttrs)
+        if len(call.args) < 2:
+            self.faults.add("bad-argument", f"`routing` needs {USAGE['routing']}", call.span)
+            return None
+        ids, weights = (self._expr(arg, scope) for arg in call.args[:2])
+        self.routings |= {value.name for value in (ids, weights) if isinstance(value, Ids | Rows)}
+        if not isinstance(ids, Ids):
+            if ids is not None:
+                self.faults.add(
+                    "bad-argument",
+                    "the first argument of `routing` is the experts of each token",
+                    call.args[0].span,
+                    help="declare it in the layer's arguments: `ids: int64[tokens, 8]`",
+                )
+            return None
+        if not isinstance(weights, Rows) or options is None:
+            if isinstance(weights, Ids | Route):
+                self.faults.add("bad-argument", "here stand the weights of a token's experts", call.args[1].span)
+            return None
+        wanted = Tensor(DType.FP32, ids.type.shape)
+        if weights.type != wanted or weights.route:
+            self.faults.add("shape-mismatch", f"the weights must be {wanted}, not {weights.type}", call.args[1].span)
+            return None
+        count, k = int(options["experts"]), ids.type.shape[1].scale
+        spans = {keyword.name: keyword.span for keyword in call.keywords}
+        if k > count:
+            self.faults.add("top-k", f"a token has {k} experts, but there are only {count}", spans.get("experts"))
+            return None
+        if count % self.ep:
+            self.faults.add(
+                "experts-ep",
+                f"{count} experts cannot be shared evenly by ep = {self.ep} ranks",
+                spans.get("experts"),
+                help=f"ep must divide {count}",
+            )
+            return None
+        return Route(RouteAttrs(count, k), ids.name, weights.name)
 
     def _dispatch(self, call: Call, scope: Scope, want: str) -> Bound:
         self._count_args(call, 2)
@@ -122,7 +163,7 @@ class Ops(Arguments):
         name = self._fresh(scope, want if want and want != "return" else "dispatch")
         tensor = Tensor(x.type.dtype, (rows(name), x.type.shape[1]))
         attrs = RowsAttrs(route.attrs.experts, route.attrs.top_k)
-        self._emit(name, "dispatch", (x.name, f"{route.node}.experts"), attrs, (tensor,), scope, call.span)
+        self._emit(name, "dispatch", (x.name, route.experts), attrs, (tensor,), scope, call.span)
         return Rows(name, tensor, route, name)
 
     def _combine(self, call: Call, scope: Scope, want: str) -> Bound:
@@ -137,7 +178,7 @@ class Ops(Arguments):
             return None
         name = self._fresh(scope, want if want and want != "return" else "combine")
         tensor = Tensor(h.type.dtype, (TOKENS, h.type.shape[1]))
-        ins = (h.name, f"{route.node}.experts", f"{route.node}.weights")
+        ins = (h.name, route.experts, route.weights)
         self._emit(name, "combine", ins, RowsAttrs(route.attrs.experts, route.attrs.top_k), (tensor,), scope, call.span)
         return Rows(name, tensor)
 

@@ -53,6 +53,13 @@ class RouteAttrs:
 
 
 @dataclass(frozen=True)
+class RoutingAttrs:
+    """A routing that was decided outside of the layer, over `experts` experts. No op: `routing` only names values."""
+
+    experts: int
+
+
+@dataclass(frozen=True)
 class RowsAttrs:
     """An op on routed rows: which route sent them, over how many experts."""
 
