@@ -7,8 +7,8 @@ rank). A Schedule grows through stages; `Stage` says what each one adds, and `ep
 The five ways in which a step comes after another:
 program order on its lane (a lane is a CUDA stream, or on CPU a worker of its own); a `Wait` for a step of another
 lane (a CUDA event, or a work handle); a `Wait` for a step of every rank (a signal: a number that each rank stores into
-the memory of the others after it has written there); the host, which issues steps in the order of `steps` and stops at a step on the
-host lane until it is done; and transitively through any of these.
+the memory of the others after it has written there); the host, which issues steps in the order of `steps` and stops at
+a step on the host lane until it is done; and transitively through any of these.
 """
 
 from __future__ import annotations
