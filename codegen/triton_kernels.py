@@ -14,10 +14,10 @@ from jinja2 import Environment, StrictUndefined
 from epsc.ir.attrs import Act, ActAttrs
 
 
-def head(*, descriptors: bool = True) -> str:
+def head(*, descriptors: bool = True, sums: bool = True) -> str:
     """What every kernel needs: triton where it is there, and names for it where it is not; for `expert_gemm` also
-    `descriptors` of tensors."""
-    return _rendered("triton_head.jinja", descriptors=descriptors)
+    `descriptors` of tensors, and for it and `copy_ranks` what makes `sums`."""
+    return _rendered("triton_head.jinja", descriptors=descriptors, sums=sums)
 
 
 def weighted_sum(name: str = "fused_weighted_sum") -> str:
@@ -66,6 +66,11 @@ def activation_lines(attrs: ActAttrs) -> list[str]:
 def scatter_rows() -> str:
     """`scatter_rows(rows, index, out)`: out[index[i]] = rows[i]. (For a gather, torch's index_select is as fast.)"""
     return _rendered("triton_scatter_rows.jinja")
+
+
+def copy_ranks() -> str:
+    """`copy_ranks(experts, count_experts, within=None, counts=None)`: which copy for its expert each copy is."""
+    return _rendered("triton_copy_ranks.jinja")
 
 
 @dataclass(frozen=True)

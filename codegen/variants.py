@@ -78,7 +78,7 @@ class Variants:
         persistent = any("persistent" in step.impl.names for step in self.schedule.steps)
         if persistent:
             texts += [triton_kernels.tiles(), triton_kernels.expert_gemm("expert_product")]
-        return "".join([triton_kernels.head(descriptors=persistent), *texts]) if texts else ""
+        return "".join([triton_kernels.head(descriptors=persistent, sums=persistent), *texts]) if texts else ""
 
     def _kernels(self) -> Iterator[str]:
         for key, functions in self.functions.items():

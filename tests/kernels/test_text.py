@@ -15,6 +15,7 @@ EVERY = [
     kernels.head,
     kernels.weighted_sum,
     kernels.scatter_rows,
+    kernels.copy_ranks,
     kernels.tiles,
     lambda: kernels.activation("act", ActAttrs(Act.SWIGLU, 7.0, 1.702, 1.0, interleaved=True)),
     lambda: kernels.expert_gemm("gemm"),
