@@ -41,6 +41,8 @@ class Options:
     cluster: str | None = None
     pipeline: tuple[Pass, ...] = PIPELINE
     watch: Watcher | None = None
+    profile: str | None = None
+    """A shipped cluster profile, or the file of one, whose numbers replace those of the cluster's device."""
 
 
 @dataclass(frozen=True)
@@ -167,12 +169,13 @@ def _cluster(spec: Spec, numbers: Numbers, options: Options, faults: Faults) -> 
     ranks = settings.get("ranks")
     sizes.setdefault("ep", ranks if isinstance(ranks, int) else 1)
     try:
-        cluster = Cluster.make(decl.name if decl else "local", str(settings.get("device", "h200")), **sizes)
+        device = str(settings.get("device", "h200"))
+        cluster = Cluster.make(decl.name if decl else "local", device, profile=options.profile, **sizes)
     except EpsError as error:
         faults.diagnostics += [replace(d, span=d.span or (decl.span if decl else None)) for d in error.diagnostics]
         return None
     if isinstance(sms := settings.get("sms"), int):
-        cluster = replace(cluster, device=replace(cluster.device, sms=sms))
+        cluster = replace(cluster, device=replace(cluster.device, sms=sms, base=cluster.device))
     if cluster.mesh.tp > 1 or cluster.mesh.dp > 1:
         faults.add("mesh", "no pass lowers tp or dp yet: set them to 1", decl.span if decl else None)
     return cluster

@@ -39,6 +39,11 @@ def compile_options(function: F) -> F:
             click.option("--layer", metavar="NAME", help="The layer to compile; the last of the file by default."),
             click.option("--cluster", metavar="NAME", help="The cluster to compile for; the file's first by default."),
             click.option(
+                "--profile",
+                metavar="FILE|NAME",
+                help="A cluster profile for predictions, instead of the one shipped for the device.",
+            ),
+            click.option(
                 "-p",
                 "--passes",
                 "pipeline",
@@ -74,8 +79,9 @@ def options_of(given: dict[str, Any], extra_defines: tuple[str, ...] = ()) -> dr
 
     watched = watch if given["timed"] or wanted else None
     defines = parse_defines(given["defines"]) | parse_defines(extra_defines)
+    pipeline = configured(given["pipeline"])
     return driver.Options(
-        defines, given["preset"], given["layer"], given["cluster"], configured(given["pipeline"]), watched
+        defines, given["preset"], given["layer"], given["cluster"], pipeline, watched, given["profile"]
     )
 
 

@@ -7,18 +7,25 @@ A step starts when all of these hold:
 3. the host has issued it. The host issues in the order of `steps`, takes `launch_s` per kernel, and stops at a step of
    the host lane until that is done. A step ends no earlier than its last kernel was issued;
 4. what it takes is free:
-   - SMs: `sms` of them, or the whole chip if it is free to take what it likes (`sms` 0). So two such steps queue, as
-     measured: a transfer kernel beside a GEMM that wants every SM hides nothing. Steps that keep to their SMs run
-     together while the sum fits. A gather or an activation that is free to take what it likes makes do with
-     `Device.memory_sms`: its blocks are short, and more SMs do not make it faster. Routing, counts and other small
-     steps take none;
+   - SMs: `sms` of them, or the whole chip if it is free to take what it likes (`sms` 0). So two such steps queue.
+     Steps that keep to their SMs run together while the sum fits. A gather or an activation that is free to take what
+     it likes makes do with `Device.memory_sms`: its blocks are short, and more SMs do not make it faster. Routing,
+     counts and other small steps take none. A transfer and a product that were *measured* side by side
+     (`Device.besides`) do not count each other's SMs: they run together, at the measured pace;
    - the link: one transfer at a time. A dispatch and a combine use both directions of it, so two at once would share
      it and end no earlier than one after the other;
    - a copy engine, and a communicator (its collectives have one order).
 
-Nothing is preempted. Among steps that could start, the more urgent lane goes first, then the one that was ready first;
-one that does not fit keeps later ones from overtaking it, because the hardware's queue does the same.
-Memory bandwidth is not shared out: a GEMM and a gather beside each other run at full speed.
+What runs has a pace, 1 when it is alone, which changes whenever something starts or ends beside it. It is the least of
+
+- the paces that were measured for it and each product or transfer beside it, multiplied. They were measured with much
+  to move; what a transfer takes that moves nothing is latency, in which it takes nothing away, so a pace counts for the
+  rest of its time only;
+- the share of the memory's rate that is left for it: 1 / (sum of what all that run need of it), if that is above 1.
+
+Overlap is what comes out: nothing here assumes a share that is hidden. Nothing is preempted. Among steps that could
+start, the more urgent lane goes first, then the one that was ready first; one that does not fit keeps later ones from
+overtaking it, because the hardware's queue does the same.
 """
 
 from __future__ import annotations
@@ -35,7 +42,8 @@ from epsc.ir.kinds import Role
 from epsc.ir.regions import Regions
 from epsc.ir.schedule import HOST_LANE, Schedule, Stage, Step
 from epsc.machine.cluster import Cluster
-from epsc.machine.cost import Costs, cost
+from epsc.machine.cost import Costs, cost, demand
+from epsc.machine.roofline import floor_of
 from epsc.machine.timeline import Event, Timeline
 from epsc.machine.work import Work, picked, work
 
@@ -98,10 +106,28 @@ class _Job:
     issue_end: float = inf
     start: float = inf
     end: float = inf
+    """Once it runs: when it ends if its pace stays as it is."""
+    moving: float = 1.0
+    """Of a transfer: the share of its time that is not latency."""
+    memory: float = 0.0
+    """The share of the memory's rate that it needs at pace 1."""
+    pace: float = 1.0
+    paced: float = 0.0
+    """Since when it has this pace."""
+    left: float = 0.0
+    """Seconds at pace 1 that it still had to do then."""
     after: str = ""
     waited_for: str = ""
     host_after: str = ""
     """The host-lane step that the host stopped at last before it issued this one."""
+
+    def go_on(self, now: float, pace: float) -> None:
+        """Run at another pace from now on."""
+        if pace != self.pace:
+            self.left = max(0.0, self.left - self.pace * (now - self.paced))
+            self.pace, self.paced = pace, now
+            # It cannot end before its last kernel was issued.
+            self.end = max(now + self.left / pace, self.issue_end)
 
 
 @dataclass
@@ -124,18 +150,22 @@ class _Run:
             takes = self._takes(step, impl)
             for name in takes:
                 self.room.setdefault(name, 1)
+            seconds = self.costs(self.schedule, step, self.cluster, self.load)
+            floor = floor_of(self.cluster.device, impl.kind, impl.name)
             self.jobs[step.key] = _Job(
                 index,
                 step,
                 self.schedule.node(step).info.role,
                 impl,
                 amount,
-                self.costs(self.schedule, step, self.cluster, self.load),
+                seconds,
                 amount.launches * self.cluster.device.launch_s,
                 takes,
                 urgency.get(step.lane, 0),
                 last.get(step.lane, ""),
                 waits[step.key],
+                moving=max(0.0, 1 - floor / seconds) if seconds else 0.0,
+                memory=demand(amount, seconds, self.cluster.device),
             )
             last[step.lane] = step.key
 
@@ -171,8 +201,9 @@ class _Run:
             started = list(self._start(now, heads, running))
             for job in started:
                 lanes[job.step.lane].popleft()
+            running += started
+            self._pace(now, [job for job in running if job.end > now])
             if started:
-                running += started
                 continue  # the next step of a lane may start at once, if this one has no length
             later = [job.end for job in running] + [t for t in map(self._ready, heads) if now < t < inf]
             if not later:
@@ -184,7 +215,30 @@ class _Run:
                     )
                 )
             now = min(later)
+        while running := [job for job in running if job.end > now]:
+            now = min(job.end for job in running)
+            self._pace(now, [job for job in running if job.end > now])
         return self._result()
+
+    def _pace(self, now: float, running: list[_Job]) -> None:
+        """Let what runs now go on at the pace that it has beside the others."""
+        memory = max(1.0, sum(job.memory for job in running))
+        for job in running:
+            beside = 1.0
+            for other in running:
+                pair = self._pair(job, other)
+                beside *= pair if pair is not None else 1.0
+            job.go_on(now, min(beside, 1 / memory if job.memory else 1.0))
+
+    def _pair(self, one: _Job, other: _Job) -> float | None:
+        """The measured pace of both beside each other; None if they are no transfer and product, or never measured."""
+        if one.role is Role.COMPUTE:
+            one, other = other, one
+        if one.role is not Role.TRANSFER or other.role is not Role.COMPUTE:
+            return None
+        known = self.cluster.device.beside
+        pair = known.get((one.impl.name, other.impl.name)) or known.get((one.impl.name, "*"))
+        return 1 - one.moving * (1 - pair.pace(other.step.sms or self.schedule.chip_sms)) if pair else None
 
     def _host(self) -> Generator[None, float, None]:
         """The host: told the time, it issues as far ahead as it can, up to a step of its own that is not done."""
@@ -241,14 +295,15 @@ class _Run:
             else:
                 _, _, job.after, words = max(self._constraints(job), key=lambda held: held[:2])
                 job.waited_for = words if now > 0 else ""
-            job.start = now
-            # It cannot end before its last kernel was issued.
+            job.start = job.paced = now
+            job.left = job.seconds
             job.end = max(now + job.seconds, job.issue_end)
             busy.append(job)
             yield job
 
     def _fits(self, job: _Job, name: str, busy: list[_Job]) -> bool:
-        return sum(other.takes.get(name, 0) for other in busy) + job.takes[name] <= self.room[name]
+        others = busy if name != _SMS else [other for other in busy if self._pair(job, other) is None]
+        return sum(other.takes.get(name, 0) for other in others) + job.takes[name] <= self.room[name]
 
     def _missing(self, job: _Job) -> str:
         blocked = [words for time, _, _, words in self._constraints(job) if time == inf]
@@ -274,6 +329,7 @@ class _Run:
                     sms=job.step.sms,
                     impl=job.impl.name,
                     work=job.work,
+                    alone=max(job.seconds, min(job.issue_end, job.end) - job.start),
                 )
             )
         named = [lane.name for lane in self.schedule.lanes]

@@ -34,10 +34,17 @@ class Event:
     sms: int = 0
     impl: str = ""
     work: Work = Work()
+    alone: float | None = None
+    """Seconds that it would take with nothing beside it, where that is known."""
 
     @property
     def seconds(self) -> float:
         return self.end - self.start
+
+    @property
+    def slowed(self) -> float:
+        """Seconds that it takes longer because of what runs beside it."""
+        return 0.0 if self.alone is None else self.seconds - self.alone
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
@@ -110,9 +117,17 @@ class Timeline:
         return length(self.exposed)
 
     @cached_property
+    def slowed(self) -> float:
+        """Time that compute lost to transfers and to other compute beside it."""
+        return sum(e.slowed for e in self.events if e.role in (Role.COMPUTE, Role.MEMORY))
+
+    @cached_property
     def hidden(self) -> float:
-        """The share of transfer time that compute hides; 1 if there is no transfer."""
-        return 1 - self.exposed_transfer / length(self.transfers) if self.transfers else 1.0
+        """The share of transfer time that costs nothing: neither exposed, nor paid for by compute that is slower beside
+        it. 1 if there is no transfer; below 0 if one after the other would have been better."""
+        alone = sum(e.seconds - e.slowed for e in self.events if e.role is Role.TRANSFER)
+        # Rounded: sums of the same times in another order differ by dust, which would print as -0%.
+        return round(1 - (self.exposed_transfer + self.slowed) / alone, 9) + 0.0 if alone else 1.0
 
     @cached_property
     def critical_path(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from epsc.ir.attrs import ExpertGemmActAttrs
 from epsc.ir.dims import Axis
 from epsc.ir.impls import Impl, impls_of
 from epsc.ir.kinds import Role
@@ -70,8 +71,11 @@ def work(schedule: Schedule, step: Step, load: int, backend: str = "cuda") -> Wo
     weights = _weight_bytes(schedule, step)
     launches = impl.cost.launches or max(1, group_experts(step, schedule))
     flops, moved, padding, link = 0.0, reads + writes + weights, 0.0, 0.0
-    if node.kind in ("gemm", "expert_gemm", "route"):
+    if node.kind in ("gemm", "expert_gemm", "expert_gemm_act", "route"):
         flops = 2 * rows * _weight_elements_per_row(schedule, step)
+    if impl.cost.activation_after and isinstance(node.attrs, ExpertGemmActAttrs):
+        launches += 1
+        moved += 2 * writes * node.attrs.out / node.attrs.width  # the wide rows, written and read again
     if impl.cost.padding:
         padding = 2 * (reads + writes)
         moved += padding
@@ -99,13 +103,23 @@ def _weight_bytes(schedule: Schedule, step: Step) -> float:
     return total
 
 
+def matrix(schedule: Schedule, step: Step) -> tuple[float, float] | None:
+    """Columns that a product makes and reads; None for what has no matrix."""
+    node = schedule.node(step)
+    shapes = [shape for name in node.params if len(shape := schedule.graph.param[name].type.shape) >= 2]
+    if not shapes:
+        return None
+    # A bias is [out] or, per expert, [experts, out]: the matrix is the first parameter.
+    out, wide = (dim.scale for dim in shapes[0][-2:])
+    if getattr(node.attrs, "transposed", False):
+        out, wide = wide, out
+    return out * _column_share(step), wide
+
+
 def _weight_elements_per_row(schedule: Schedule, step: Step) -> float:
     """Weights that one row meets: of a single expert, if they are sharded by expert."""
-    node = schedule.node(step)
-    matrices = [schedule.graph.param[name].type.shape for name in node.params]
-    wide = [prod(dim.scale for dim in shape[-2:]) for shape in matrices if len(shape) >= 2]
-    # A bias is [out] or, per expert, [experts, out]: the matrix is the first parameter.
-    return wide[0] * _column_share(step) if wide else 0.0
+    out, wide = matrix(schedule, step) or (0, 0)
+    return out * wide
 
 
 def _column_share(step: Step) -> float:

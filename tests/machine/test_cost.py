@@ -10,6 +10,7 @@ from epsc.ir.schedule import Stage, Step
 from epsc.machine.balanced import known_numbers
 from epsc.machine.cluster import DEVICES, Cluster
 from epsc.machine.cost import cost
+from epsc.machine.roofline import tail
 from epsc.machine.simulate import simulate
 from epsc.machine.work import work
 from tests.machine.schedules import eps
@@ -41,6 +42,8 @@ def test_expert_gemms_cost_about_what_was_measured(model: str, impl: str) -> Non
     step = replace(schedule.step["up"], impl=Choice(impl))
     cluster = Cluster.make("one", "h200", 1)
     for rows, tflops in zip(ROWS, MEASURED[model, impl], strict=True):
+        if impl == "grouped" and rows == 256:
+            continue  # the profile says what uneven experts cost; equal ones of 256 rows fill every tile
         load = rows * size["experts"]
         seconds = cost(schedule, step, cluster, load)
         if impl == "dense":  # the measurement issued it from the host, launch by launch
@@ -120,8 +123,10 @@ def test_columns_share_weights_and_bytes() -> None:
 def test_fewer_sms_are_slower() -> None:
     schedule, cluster = eps(1, 16), Cluster.make("h", "h200", 8)
     gemm, transfer = schedule.step["mlp.up"], schedule.step["sent.all2all"]
-    limited = cost(schedule, gemm, cluster, 8192) - cluster.device.kernel_s
-    free = cost(schedule, replace(gemm, sms=0), cluster, 8192) - cluster.device.kernel_s
+    at = {"rows": 8192, "out": 6144, "in": 5120}
+    fixed = cluster.device.kernel_s + tail(cluster.device, at)  # the last tile takes what it takes
+    limited = cost(schedule, gemm, cluster, 8192) - fixed
+    free = cost(schedule, replace(gemm, sms=0), cluster, 8192) - fixed
     assert limited == pytest.approx(free * 132 / 116)
     floor = cluster.device.transfer_floor_s
     full, half = (cost(schedule, replace(transfer, sms=n), cluster, 8192) - floor for n in (16, 8))
@@ -133,11 +138,16 @@ def test_rows_for_other_nodes_take_the_slow_link() -> None:
     schedule = eps(1, ep=16)
     step = schedule.step["sent.all2all"]
     bytes_out = work(schedule, step, 4096).link_bytes
-    two = Cluster.make("two", "h200", 16, nodes=2)
+    two = Cluster.make("two", "h100", 16, nodes=2)
+    one = Cluster.make("one", "h100", 8)
     device = two.device
-    slow = bytes_out * 8 / 15 / (device.inter_bytes_per_s * 0.65)
+    assert (device.profile, one.device.profile) == ("h100x16_nodes2", "h100x8")
+    # Beyond 134 MB, what was measured on H200: 134 MB at 252 GB/s, 65 us of it the floor, over 450 GB/s.
+    assert bytes_out > 134e6
+    slope = (134e6 / 252e9 - 65e-6) / (134e6 / 450e9)
+    slow = bytes_out * 8 / 15 / device.inter_bytes_per_s * slope
     assert cost(schedule, step, two, 4096) == pytest.approx(device.transfer_floor_s + slow)
-    assert cost(schedule, step, Cluster.make("one", "h200", 16), 4096) < cost(schedule, step, two, 4096)
+    assert device.transfer_floor_s > one.device.transfer_floor_s
 
 
 def test_the_load_picks_the_implementation() -> None:
@@ -164,15 +174,16 @@ def test_waits_before_they_are_synchronised_come_from_data() -> None:
     assert simulate(ordered, cluster, 4096).total == pytest.approx(simulate(synced, cluster, 4096).total, rel=1e-3)
 
 
-def test_overlap_on_own_sms_beats_serial_and_a_shared_chip_does_not() -> None:
+def test_nccl_hides_behind_products_only_on_many_sms_of_its_own() -> None:
     cluster = Cluster.make("h", "h200", 8)
     serial = simulate(eps(1, 0, overlap=False), cluster, 8192)
-    shared = simulate(eps(5, 0), cluster, 8192)
-    own = simulate(eps(5, 16), cluster, 8192)
-    assert own.total < 0.85 * serial.total
-    assert shared.total > 0.95 * serial.total
-    assert serial.hidden == 0
-    assert own.hidden > 0.8
+    on = {sms: simulate(eps(5, sms), cluster, 8192) for sms in (0, 16, 32)}
+    # Measured beside a grouped product on 132, 116 and 100 SMs: -8 %, -10 % and 98 % hidden.
+    assert on[0].total > 0.95 * serial.total
+    assert on[16].total > 0.95 * serial.total
+    assert on[32].total < min(on[0].total, on[16].total)
+    assert serial.hidden == pytest.approx(0, abs=1e-9)
+    assert on[0].hidden < on[16].hidden < 0.5 < on[32].hidden
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from epsc.ir.errors import EpsError
 from epsc.ir.schedule import Stage
 from epsc.machine.simulate import simulate
-from tests.machine.toys import Toy, cluster, run, schedule, spans
+from tests.machine.toys import Toy, cluster, hides, run, schedule, spans
 
 
 def test_two_chunks_on_their_own_sms_overlap() -> None:
@@ -43,6 +43,51 @@ def test_a_gemm_that_wants_the_whole_chip_hides_nothing() -> None:
     assert timeline.exposed_transfer == 6
     assert timeline.event["g0"].waited_for == "SMs, held by t1"
     assert timeline.critical_path == ("t0", "t1", "g0", "g1")
+
+
+def test_a_measured_pair_runs_together_at_its_pace() -> None:
+    # They hide half: both at 1 / (2 - 0.5) = 2/3. t (2) takes until 3, in which g does 2 of its 4; then g is alone.
+    #   comm  t [0, 3]
+    #   comp  g [0,      5]      2 + 4 - 0.5 * 2 = 5
+    timeline = run(Toy("t", "all2all", "comm", 2), Toy("g", "gemm", "comp", 4), besides=hides(0.5))
+    assert spans(timeline)["t"] == pytest.approx((0, 3))
+    assert spans(timeline)["g"] == pytest.approx((0, 5))
+    assert timeline.exposed_transfer == 0
+    assert timeline.slowed == pytest.approx(1)
+    assert timeline.hidden == pytest.approx(0.5)
+
+
+def test_a_pair_that_hides_nothing_costs_what_one_after_the_other_does() -> None:
+    # Pace 1/2. Both start at 1, when a is done: t has 2, g 3. t ends at 1 + 4 = 5 with g's 1 left: 6.
+    timeline = run(
+        Toy("a", "add", "comp", 1),
+        Toy("t", "all2all", "comm", 2, waits=("a",)),
+        Toy("g", "gemm", "comp", 3),
+        besides=hides(0),
+    )
+    assert spans(timeline) == {"a": (0, 1), "t": (1, 5), "g": (1, 6)}
+    assert timeline.hidden == 0
+
+
+def test_a_pair_changes_its_pace_when_one_ends_and_the_next_starts() -> None:
+    # Hidden 0, pace 1/2: t (3) runs beside g0 (1) until g0 is done at 2, and has done 1 itself; a gather then runs
+    # undisturbed for 1, so t has done 2 at 3; then g1 (2) beside it: t's last 1 takes until 5, and g1 has done 1: 6.
+    timeline = run(
+        Toy("t", "all2all", "comm", 3, 16),
+        Toy("g0", "gemm", "comp", 1),
+        Toy("gather", "add", "comp", 1),
+        Toy("g1", "gemm", "comp", 2),
+        besides=hides(0),
+    )
+    assert spans(timeline) == {"t": (0, 5), "g0": (0, 2), "gather": (2, 3), "g1": (3, 6)}
+
+
+def test_memory_is_shared_by_what_runs() -> None:
+    # 64 rows of 8 bf16 are 1024 bytes written: an add of 1 second needs all of 1024 bytes/s, one of 2 half of it.
+    # Together 1.5 of it: both at 2/3 until a ends at 1.5, with b's 1 left.
+    timeline = run(Toy("a", "add", "one", 1, 16), Toy("b", "add", "two", 2, 16), hbm=1024)
+    assert spans(timeline)["a"] == pytest.approx((0, 1.5))
+    assert spans(timeline)["b"] == pytest.approx((0, 2.5))
 
 
 def test_the_host_stops_until_it_knows_the_sizes() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from epsc.ir.kinds import KINDS, Role
 from epsc.machine.timeline import length, union
-from tests.machine.toys import Toy, run
+from tests.machine.toys import Toy, hides, run
 
 SECONDS = st.integers(0, 50).map(lambda n: n / 8)
 SLACK = 1e-9
@@ -62,6 +62,31 @@ def test_makespan_is_bounded(steps: list[Toy], launch_s: float, event_s: float) 
     # Nothing is slower than one step after the other, each with its launch and its event.
     assert timeline.total <= sum(step.seconds + launch_s + event_s for step in steps) + SLACK
     assert 0 <= timeline.exposed_transfer <= length(timeline.transfers) + SLACK
+
+
+@given(toys(), st.sampled_from([-0.5, 0, 0.5, 1]), st.sampled_from([256, 1024, 1e30]), st.sampled_from([0, 0.25]))
+def test_contention_never_beats_the_work_of_a_resource(
+    steps: list[Toy], share: float, hbm: float, launch_s: float
+) -> None:
+    timeline = run(*steps, besides=hides(share), hbm=hbm, launch_s=launch_s)
+    total = timeline.total + 1e-6
+    assert all(timeline.event[step.name].seconds >= step.seconds - 1e-6 for step in steps)
+    path = timeline.critical_path
+    assert total >= sum(step.seconds for step in steps if step.name in path)
+    for lane in timeline.lanes:
+        assert total >= sum(step.seconds for step in steps if step.lane == lane)
+    assert total >= sum(step.seconds for step in steps if step.kind == "all2all")
+    needed = [
+        min(step.seconds, timeline.event[step.name].work.hbm_bytes / hbm) for step in steps if step.kind != "sizes"
+    ]
+    assert total >= sum(needed)
+    # Products and passes keep to their SMs whatever a transfer does beside them.
+    own = [step for step in steps if step.kind in ("gemm", "add")]
+    assert total >= sum(step.seconds * (step.sms or SMS[KINDS[step.kind].role]) for step in own) / 132
+    # What runs beside a measured pair gains at most the share that was measured.
+    if share <= 0 and hbm == 1e30:
+        gemms = sum(step.seconds for step in steps if step.kind == "gemm" and not step.sms)
+        assert total >= max(gemms, sum(step.seconds for step in steps if step.kind == "all2all"))
 
 
 @given(toys())

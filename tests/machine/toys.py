@@ -12,6 +12,7 @@ from epsc.ir.kinds import Role
 from epsc.ir.schedule import Hazard, Lane, Ref, Schedule, Stage, Step, Wait
 from epsc.machine.cluster import DEVICES, Cluster, Mesh
 from epsc.machine.simulate import simulate
+from epsc.machine.tables import Beside
 from epsc.machine.timeline import Timeline
 
 _ATTRS: dict[str, Attrs] = {
@@ -58,16 +59,40 @@ def schedule(*toys: Toy, urgent: tuple[str, ...] = ()) -> Schedule:
     return Schedule("toy", graph, 2, 132, Stage.SYNCED, steps, lanes=lanes)
 
 
-def cluster(launch_s: float = 0, event_s: float = 0) -> Cluster:
-    """Two GPUs on which nothing takes time but the steps themselves."""
-    return Cluster("toy", replace(DEVICES["h200"], launch_s=launch_s, event_s=event_s), 2, 1, Mesh(ep=2))
+def cluster(launch_s: float = 0, event_s: float = 0, besides: tuple[Beside, ...] = (), hbm: float = 1e30) -> Cluster:
+    """Two GPUs on which nothing takes time but the steps themselves; memory of `hbm` bytes/s, if it is to count."""
+    device = replace(
+        DEVICES["h200"],
+        launch_s=launch_s,
+        event_s=event_s,
+        besides=besides,
+        hbm_bytes_per_s=hbm,
+        transfer_floor_s=0,
+        tables=(),
+    )
+    return Cluster("toy", device, 2, 1, Mesh(ep=2))
 
 
-def run(*toys: Toy, urgent: tuple[str, ...] = (), launch_s: float = 0, event_s: float = 0) -> Timeline:
+def run(
+    *toys: Toy,
+    urgent: tuple[str, ...] = (),
+    launch_s: float = 0,
+    event_s: float = 0,
+    besides: tuple[Beside, ...] = (),
+    hbm: float = 1e30,
+) -> Timeline:
     seconds = {t.name: t.seconds for t in toys}
     return simulate(
-        schedule(*toys, urgent=urgent), cluster(launch_s, event_s), 64, lambda _s, step, _c, _l: seconds[step.key]
+        schedule(*toys, urgent=urgent),
+        cluster(launch_s, event_s, besides, hbm),
+        64,
+        lambda _s, step, _c, _l: seconds[step.key],
     )
+
+
+def hides(share: float) -> tuple[Beside, ...]:
+    """NCCL beside any product hides this share of the shorter."""
+    return (Beside("nccl", "*", ((132.0, share),), "made up", False),)
 
 
 def spans(timeline: Timeline) -> dict[str, tuple[float, float]]:

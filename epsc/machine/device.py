@@ -1,0 +1,83 @@
+"""What one accelerator (or CPU socket) and its links do: the numbers of a profile, in seconds, bytes and FLOP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+from epsc.machine.tables import Beside, Ratios, Table
+
+
+class Origin(StrEnum):
+    """Where a device's numbers come from."""
+
+    PUBLISHED = "published"
+    MEASURED = "measured"
+
+
+@dataclass(frozen=True)
+class Device:
+    """Rates are per second, per direction, and are what good code reaches, not what a data sheet promises."""
+
+    name: str
+    backend: str
+    """`cuda` or `cpu`: what conditions on the device see."""
+    sms: int
+    flops_bf16: float
+    """Dense bf16 or fp16 FLOP/s of a large matrix product."""
+    flops_fp32: float
+    hbm_bytes_per_s: float
+    """Bytes read plus bytes written."""
+    intra_bytes_per_s: float
+    """Line rate to the other ranks of the node, each way."""
+    inter_bytes_per_s: float
+    """Line rate to other nodes, each way."""
+    copy_bytes_per_s: float
+    """What copy engines move between ranks of a node, each way."""
+    host_bytes_per_s: float
+    copy_engines: int
+    launch_s: float
+    """Host time to issue one kernel from an eager torch program."""
+    kernel_s: float
+    """Device time that a kernel takes even when it has nothing to do."""
+    event_s: float
+    """From the end of a step to the start of one on another lane that waits for it."""
+    transfer_floor_s: float
+    """Time of a collective that moves nothing."""
+    host_sync_s: float
+    """Time of a small copy to the host, the host's wait for it, and what it works out from it before it goes on."""
+    transfer_sms: int
+    """SMs with which a transfer kernel reaches its full rate."""
+    memory_sms: int
+    """SMs with which a memory-bound kernel reaches its full rate."""
+    origin: Origin
+    capability: tuple[int, int] = (0, 0)
+    """CUDA compute capability."""
+    tile: tuple[int, int] = (0, 0)
+    """Rows and columns of a product that one SM makes at a time; 0: no such thing."""
+    signal_s: float = 0.0
+    """From a flag that one rank sets to another rank's kernel that waits for it."""
+    profile: str = ""
+    """The name of the profile that these numbers are from."""
+    origins: tuple[tuple[str, str], ...] = ()
+    """Section of the profile -> where its numbers come from."""
+    tables: tuple[Table, ...] = ()
+    besides: tuple[Beside, ...] = ()
+    base: Device | None = None
+    """The device that tables which this one shares with it were measured on: how near to *its* rates a step came."""
+
+    @cached_property
+    def table(self) -> dict[tuple[str, str], Table]:
+        """By op kind and implementation."""
+        return {(table.kind, table.impl): table for table in self.tables}
+
+    @cached_property
+    def beside(self) -> dict[tuple[str, str], Beside]:
+        """By implementation of the transfer and of the product."""
+        return {(pair.transfer, pair.compute): pair for pair in self.besides}
+
+    @cached_property
+    def ratios(self) -> dict[tuple[str, str], Ratios | None]:
+        """What `epsc.machine.roofline` has worked out of the tables, as it is asked."""
+        return {}
