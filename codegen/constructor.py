@@ -6,6 +6,7 @@ from typing import Any
 
 from epsc.codegen.lines import Arg, Listing, assign, call
 from epsc.codegen.names import string
+from epsc.codegen.one_sided import made_once
 from epsc.codegen.ops import Scope
 from epsc.codegen.regions import Regions, refuse
 from epsc.ir.attrs import CallAttrs
@@ -20,7 +21,12 @@ def constructor(schedule: Schedule, regions: Regions, scope: Scope, cls: str) ->
     given = given_modules(schedule.graph)
     return {
         "init_parameters": ["given: Mapping[str, Callable[..., Tensor]] | None = None,"] if given else [],
-        "init_lanes": [*_by_device(scope), *_lanes(schedule, scope), *_comms(schedule)],
+        "init_lanes": [
+            *_by_device(scope),
+            *_lanes(schedule, scope),
+            *_comms(schedule),
+            *made_once(schedule, scope.slots),
+        ],
         "init_layouts": [line for dispatch in scope.layouts for line in _layout(regions, scope, dispatch)],
         "make_layer": call(
             f"layer = {cls}", ["device=device", "dtype=dtype", "timeout=timeout", *_stand_ins(given)], "", 8
@@ -55,6 +61,8 @@ def _comms(schedule: Schedule) -> list[str]:
     for step in schedule.steps:
         if step.comm:
             sms[step.comm] = max(sms.get(step.comm, 0), step.sms)
+    if not sms:
+        return []
     items = tuple(f"{string(name)}: {count}" for name, count in sms.items())
     return call("self.transport = Transport", ["self.run", "group", Listing("", items, "{}"), "timeout"], "", 8)
 

@@ -12,13 +12,14 @@ from epsc.codegen.head import declared_lines, docstring, input_lines, shape_text
 from epsc.codegen.lines import Arg, Listing, call
 from epsc.codegen.memory import TORCH_DTYPES, Memory, base_dtype, dtype_text
 from epsc.codegen.names import Names, checked_dotted, checked_version, class_name, comment_lines, identifier, string
+from epsc.codegen.one_sided import memory_line, pairs
 from epsc.codegen.ops import Ops, Scope
 from epsc.codegen.reference import Reference
 from epsc.codegen.regions import Regions
 from epsc.codegen.reserved import FILE, FORWARD, MODULE, REFERENCE
 from epsc.codegen.steps import Steps
 from epsc.codegen.variants import Variants
-from epsc.ir.attrs import ActAttrs, CallAttrs, RouteAttrs
+from epsc.ir.attrs import ActAttrs, CallAttrs, ExpertGemmActAttrs, RouteAttrs
 from epsc.ir.dims import Axis, DType, Tensor
 from epsc.ir.graph import Graph
 from epsc.ir.schedule import Schedule
@@ -33,10 +34,12 @@ def context(schedule: Schedule, spec_text: str, version: str, load: tuple[int, i
     file_names = Names((*FILE, cls))
     functions = _functions(graph, file_names)
     variants = Variants.of(schedule, {attrs: function.name for attrs, function in functions.items()}, file_names)
+    gemms = Gemms(schedule, variants.activations, file_names)
+    joined = gemms.functions()
+    kernels = variants.kernels(gemms.products, gemms.behind)
     scope = _scope(schedule, {attrs: function.name for attrs, function in functions.items()}, variants)
-    regions = Regions(schedule, Names((*FORWARD, *file_names.used)))
+    regions = Regions(schedule, Names((*FORWARD, *file_names.used)), scope.slots)
     inputs = list(map(regions.variable, graph.inputs))
-    gemms = Gemms(schedule)
     own = {step.key for step in schedule.steps if gemms.own_result(step)}
     own |= {step.key for step in schedule.steps if graph.node[step.node].kind == "call"}
     memory = Memory(schedule, regions, scope.lanes, frozenset(own))
@@ -55,15 +58,18 @@ def context(schedule: Schedule, spec_text: str, version: str, load: tuple[int, i
         "ep": schedule.ep,
         "ranks": "1 rank" if schedule.ep == 1 else f"{schedule.ep} ranks",
         "load": load,
+        "one_sided": bool(scope.slots),
+        "collective": any(step.comm for step in schedule.steps),
+        "memory_lines": memory_line(schedule, load[1]),
         "dtype": TORCH_DTYPES[base_dtype(schedule)],
         "input_constants": input_lines(schedule),
         "weights": weight_lines(schedule, scope.weights),
         "declared_weights": declared_lines(schedule, scope.weights),
         "layout_classes": _layout_classes(regions, scope),
         "op_files": _op_files(graph, regions, gemms, variants, any("keep" in block.op for block in blocks)),
-        "functions": list(functions.values()),
-        "kernels": variants.kernels(),
-        "packages": "torch (and triton on CUDA)" if variants.kernels() else "torch",
+        "functions": [*functions.values(), *joined],
+        "kernels": kernels,
+        "packages": "torch (and triton on CUDA)" if kernels else "torch",
         **_needs(gemms, variants, given_modules(graph)),
         **constructor(schedule, regions, scope, cls),
         **_forward(regions, inputs),
@@ -76,12 +82,13 @@ def _functions(graph: Graph, names: Names) -> dict[object, Function]:
     """Routers and activations, each kind of them once."""
     found: dict[object, Function] = {}
     for node in graph.nodes:
-        if node.attrs in found:
+        attrs = node.attrs.act if isinstance(node.attrs, ExpertGemmActAttrs) else node.attrs
+        if attrs in found:
             continue
-        if isinstance(node.attrs, RouteAttrs):
-            found[node.attrs] = route_function(names.of(f"route {len(found)}", "route"), node.attrs)
-        elif isinstance(node.attrs, ActAttrs):
-            found[node.attrs] = activation_function(names.of(f"act {len(found)}", node.attrs.fn.value), node.attrs)
+        if isinstance(attrs, RouteAttrs):
+            found[attrs] = route_function(names.of(f"route {len(found)}", "route"), attrs)
+        elif isinstance(attrs, ActAttrs):
+            found[attrs] = activation_function(names.of(f"act {len(found)}", attrs.fn.value), attrs)
     return found
 
 
@@ -92,6 +99,10 @@ def _scope(schedule: Schedule, functions: dict[object, str], variants: Variants)
         {lane.name: members.of(f"lane {lane.name}", lane.name) for lane in schedule.lanes},
         {param.name: members.of(f"weight {param.name}", param.name) for param in schedule.graph.params},
         {d: members.of(f"layout {d}", f"{d}.layout") for d in dispatches},
+        {
+            pair.dispatch: members.of(f"slots {pair.dispatch}", f"{pair.dispatch}.slots")
+            for pair in pairs(schedule.graph)
+        },
         functions,
         {text: members.of(f"by device {text}", wish) for text, wish in variants.by_device.items()},
     )
@@ -115,6 +126,7 @@ def _op_files(graph: Graph, regions: Regions, gemms: Gemms, variants: Variants, 
         "op_weighted_sum.jinja": variants.used("torch", "unpermute_sum"),
         "op_put_rows.jinja": variants.used("torch", "ungroup"),
         "gemm_expert_of_rows.jinja": bool(bias) and "grouped" in gemms.used,
+        "gemm_programs.jinja": bool(gemms.products),
         **{f"gemm_{name}{bias}.jinja": True for name in gemms.used},
     }
     return [name for name, used in wanted.items() if used]
@@ -154,6 +166,8 @@ def _forward(regions: Regions, inputs: list[str]) -> dict[str, Any]:
     )
     outs = ", ".join(shape_text(graph.types[value]) for value in graph.results)
     first = [f"tokens = len({inputs[0]})"]
+    if regions.slots:
+        first.append("expect_room(tokens)")
     base = base_dtype(regions.schedule)
     first += [
         line
@@ -166,6 +180,7 @@ def _forward(regions: Regions, inputs: list[str]) -> dict[str, Any]:
         "forward_head": call("def forward", ["self", *(f"{name}: Tensor" for name in inputs)], _arrow(graph), 4),
         "forward_doc": f"{shapes} -> {outs}. The number of tokens may differ between ranks, and be 0.",
         "first_lines": first,
+        "result_type": "Tensor" if len(graph.results) == 1 else f"tuple[{', '.join(['Tensor'] * len(graph.results))}]",
         "results": ", ".join(map(regions.variable, graph.results)),
     }
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from epsc.codegen.names import string
-from epsc.ir.attrs import ExpertGemmAttrs
+from epsc.codegen.functions import Function
+from epsc.codegen.names import Names, string
+from epsc.ir.attrs import ActAttrs, ExpertGemmActAttrs, ExpertGemmAttrs
+from epsc.ir.graph import Node
 from epsc.ir.impls import Choice, Condition, Metric
 from epsc.ir.schedule import Schedule, Step
 
@@ -41,16 +43,82 @@ class Need:
 @dataclass(frozen=True)
 class Gemms:
     schedule: Schedule
+    activations: Mapping[ActAttrs, Mapping[str, str]]
+    """Of each activation the function of every implementation."""
+    names: Names
+    """Those of the file, to which those of products with an activation are added."""
 
     @cached_property
     def _steps(self) -> list[Step]:
-        return [step for step in self.schedule.steps if self.schedule.node(step).kind == "expert_gemm"]
+        return [step for step in self.schedule.steps if isinstance(self.schedule.node(step).attrs, ExpertGemmAttrs)]
 
     @cached_property
     def used(self) -> list[str]:
-        """The implementations that some step may take, in a fixed order."""
-        names = {name for step in self._steps for name in step.impl.names}
+        """The implementations whose functions without an activation something calls, in a fixed order."""
+        names = {
+            name
+            for step in self._steps
+            for name in step.impl.names
+            if name != "persistent" or not isinstance(self.schedule.node(step).attrs, ExpertGemmActAttrs)
+        }
         return [name for name in FUNCTIONS if name in names]
+
+    @cached_property
+    def _joined(self) -> dict[tuple[str, ActAttrs], set[str]]:
+        """Implementation and activation that are one op -> the devices on which some step may take them."""
+        found: dict[tuple[str, ActAttrs], set[str]] = {}
+        for step in self._steps:
+            if isinstance(attrs := self.schedule.node(step).attrs, ExpertGemmActAttrs):
+                for name in step.impl.names:
+                    found.setdefault((name, attrs.act), set()).update(devices_of(name, step.impl))
+        return found
+
+    @cached_property
+    def products(self) -> dict[str, ActAttrs | None]:
+        """The persistent kernels that the program holds: function -> the activation in its epilogue."""
+        plain: dict[str, ActAttrs | None] = {"expert_product": None} if "persistent" in self.used else {}
+        return plain | {self._product(act): act for name, act in self._joined if name == "persistent"}
+
+    def _product(self, act: ActAttrs) -> str:
+        name = self.names.of(f"product {act}", f"{self.activations[act]['torch']}_product")
+        self.names.used.add(f"{name}_kernel")
+        return name
+
+    @cached_property
+    def behind(self) -> frozenset[ActAttrs]:
+        """Activations that a launch of their own makes on CUDA, behind a product of the same op."""
+        return frozenset(
+            act for (name, act), devices in self._joined.items() if name != "persistent" and "cuda" in devices
+        )
+
+    def functions(self) -> list[Function]:
+        """The products with an activation."""
+        return [self._function(name, act, devices) for (name, act), devices in self._joined.items()]
+
+    def _function(self, impl: str, act: ActAttrs, devices: set[str]) -> Function:
+        gemm, by = FUNCTIONS[impl], self.activations[act]
+        bias = ["bias: Tensor | None"] if self.with_bias else []
+        parameters = ("rows: Tensor", "weight: Tensor", *bias, "part: Part", "ends: Tensor", "out: Tensor")
+        args = ", ".join(name.partition(":")[0] for name in parameters[:-1])
+        if impl == "persistent":
+            doc = f"`persistent_gemm`, with {by['torch']} of the sums before they are stored."
+            body = [f"return {self._product(act)}(rows, weight.mT, ends[part.ends], out, programs_for(rows))"]
+        else:
+            doc = f"`{gemm}`, then {by['torch']}."
+            made = f"{gemm}({args})"
+            body = []
+            if impl != "grouped":
+                body.append("wide = rows.new_empty(len(rows), weight.shape[-1])")
+                made = f"{gemm}({args}, wide)"
+            function = by["torch"]
+            if "cuda" in devices:
+                body.append(f"activation = {by['triton']} if rows.is_cuda else {function}")
+                function = "activation"
+            body += [f"{function}({made}, out)", "return out"]
+        return Function(self._name(impl, act), parameters, "Tensor", doc, tuple(f"    {line}" for line in body))
+
+    def _name(self, impl: str, act: ActAttrs) -> str:
+        return self.names.of(f"{impl} {act}", f"{impl}_{self.activations[act]['torch']}")
 
     @cached_property
     def with_bias(self) -> bool:
@@ -61,9 +129,16 @@ class Gemms:
         """Whether the step always makes a tensor of its own: grouped_mm cannot write into one that is there."""
         return self.schedule.node(step).kind == "expert_gemm" and step.impl.names == ("grouped",)
 
+    def _of(self, node: Node) -> dict[str, str]:
+        """Implementation -> function."""
+        if isinstance(node.attrs, ExpertGemmActAttrs):
+            act = node.attrs.act
+            return {impl: self._name(impl, act) for impl, of in self._joined if of == act}
+        return FUNCTIONS
+
     def choice(self, step: Step) -> str:
         """The function to call, as an expression."""
-        return choice_text(step.impl, FUNCTIONS)
+        return choice_text(step.impl, self._of(self.schedule.node(step)))
 
     def needs(self) -> list[Need]:
         """What must hold for `grouped`, once per op."""

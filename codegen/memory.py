@@ -53,6 +53,8 @@ class Memory:
         found: dict[int, list[str]] = {}
         known = self._known_from()
         for storage in self.schedule.storages:
+            if storage.symmetric:
+                continue  # made once, with the module
             buffers = [b for b in self.schedule.buffers if b.storage == storage.name and self._used(b)]
             if not buffers:
                 continue
@@ -84,7 +86,9 @@ class Memory:
         storages = {s.name: s for s in self.schedule.storages}
         for ref in step.writes:
             buffer = self.regions.buffer(ref)
-            if buffer is None or self._first_write[buffer.storage, buffer.key] != number or not self._used(buffer):
+            if buffer is None or storages[buffer.storage].symmetric:
+                continue
+            if self._first_write[buffer.storage, buffer.key] != number or not self._used(buffer):
                 continue
             rows, *rest = buffer.type.shape
             width = rest[0].scale if rest else 1
@@ -119,5 +123,5 @@ class Memory:
         else:
             dispatch = dim.symbol.partition("(")[2].removesuffix(")")
             # One figure for all pieces: they are about as large as each other, and the line stays short.
-            rows = self.regions.largest(dispatch, cut.count) if cut else f"{self.regions.sizes(dispatch)}.rows"
+            rows = self.regions.largest(dispatch, cut.count) if cut else self.regions.arrived(dispatch)
         return f"{dim.scale} * {rows}" if dim.scale != 1 else rows

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from epsc.codegen.gemms import Gemms
 from epsc.codegen.names import string
+from epsc.codegen.one_sided import dispatch_of
 from epsc.codegen.regions import Regions, Target, refuse
 from epsc.codegen.variants import Variants
 from epsc.ir.attrs import ActAttrs, CallAttrs, Direction, ExpertGemmAttrs, GemmAttrs, RowsAttrs, TransferAttrs
 from epsc.ir.dims import Cut
 from epsc.ir.graph import Node
-from epsc.ir.schedule import Schedule, Step
+from epsc.ir.schedule import Ref, Schedule, Step
 
 Op = dict[str, str | tuple[str, ...]]
 """What the macro of an op fills in: expressions, and lists of arguments."""
@@ -28,6 +29,8 @@ class Scope:
     """Parameter -> attribute."""
     layouts: dict[str, str]
     """Dispatch -> attribute."""
+    slots: dict[str, str]
+    """Dispatch by one-sided transfers -> attribute."""
     functions: dict[object, str]
     """Attributes of a route or an activation -> function."""
     by_device: dict[str, str]
@@ -166,12 +169,8 @@ class Ops:
         target = self.regions.write(at.step, at.step.writes[0])
         if not self.gemms.own_result(at.step):
             args.append(target.expr)
-        return {
-            "choose": self.gemms.choice(at.step),
-            "key": string(at.step.key),
-            "args": tuple(args),
-            **_result(target),
-        }
+        result = {} if at.node.kind == "expert_gemm_act" else _result(target)
+        return {"choose": self.gemms.choice(at.step), "key": string(at.step.key), "args": tuple(args), **result}
 
     def _gemm(self, at: At) -> Op:
         assert isinstance(at.node.attrs, GemmAttrs)
@@ -227,6 +226,28 @@ class Ops:
         place, weights = (self._home(at, value) for value in at.node.ins[1:])
         return self._variant(at, rows, place, weights, self.regions.write(at.step, at.step.writes[0]).expr)
 
+    def _slots(self, node: Node) -> str:
+        return f"self.{self.regions.slots[dispatch_of(self.schedule.graph, node)]}"
+
+    def _read(self, at: At, value: str) -> str:
+        """A value that is read whole: rows, or an index."""
+        ref = Ref(value)
+        return self.regions.read(at.step, ref) if self.regions.buffer(ref) else self.regions.variable(value)
+
+    def _one_sided(self, at: At) -> Op:
+        """A method of the slots of a dispatch, on what the op reads; those of what ranks know of each other, and of
+        rows that others write, are theirs already."""
+        node, graph = at.node, self.schedule.graph
+        theirs = {value for value in node.ins if value in graph.maker and graph.maker[value].info.one_sided}
+        args = [self._read(at, value) for value in node.ins if value not in theirs]
+        if node.kind in ("put_rows", "put_sums") and at.step.sms:
+            args.append(f"programs={at.step.sms}")
+        if node.kind in ("expand", "sum_ranks"):
+            args.append(self.regions.write(at.step, at.step.writes[0]).expr)
+        outs = ", ".join(map(self.regions.variable, node.outs)) if node.kind in ("count", "locate") else ""
+        method = f"{self._slots(node)}.{node.kind}"
+        return {"function": f"{outs} = {method}" if outs else method, "args": tuple(args)}
+
     def _call(self, at: At) -> Op:
         assert isinstance(at.node.attrs, CallAttrs)
         refs = {ref.value: ref for ref in at.step.reads}
@@ -242,7 +263,10 @@ def _result(target: Target) -> Op:
     return {"target": target.name} if target.name else {"target": "made", "keep": target.expr}
 
 
+ONE_SIDED = ("count", "tell", "put_rows", "copy_rows", "locate", "expand", "put_sums", "sum_ranks")
+
 _OPS: dict[str, Callable[[Ops, At], Op]] = {
+    **dict.fromkeys(ONE_SIDED, Ops._one_sided),
     "route": Ops._route,
     "layout": Ops._layout,
     "exchange": Ops._exchange,
@@ -253,6 +277,7 @@ _OPS: dict[str, Callable[[Ops, At], Op]] = {
     "regroup": Ops._regroup,
     "ungroup": Ops._ungroup,
     "expert_gemm": Ops._expert_gemm,
+    "expert_gemm_act": Ops._expert_gemm,
     "gemm": Ops._gemm,
     "activation": Ops._activation,
     "add": Ops._elementwise,

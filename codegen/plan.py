@@ -14,7 +14,11 @@ def plan_table(schedule: Schedule) -> list[str]:
     for node, pieces in steps.items():
         first = pieces[0]
         cut = f"{len(pieces)} by {first.cuts[0].axis}" if first.cuts else "1"
-        waits = dict.fromkeys(schedule.step[wait.step].node for piece in pieces for wait in piece.waits)
+        waits = dict.fromkeys(
+            f"{schedule.step[wait.step].node}{' of all ranks' if wait.everywhere else ''}"
+            for piece in pieces
+            for wait in piece.waits
+        )
         rows.append((node, first.lane, cut, str(first.impl), str(first.sms or "any"), ", ".join(waits) or "-"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines = [

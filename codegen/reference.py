@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from epsc.codegen.lines import Arg, call
 from epsc.codegen.names import Names, string
-from epsc.ir.attrs import CallAttrs, ExpertGemmAttrs, GemmAttrs, RouteAttrs, RowsAttrs
+from epsc.ir.attrs import CallAttrs, ExpertGemmActAttrs, ExpertGemmAttrs, GemmAttrs, RouteAttrs, RowsAttrs
 from epsc.ir.graph import Graph, Node
 
 _SAME = frozenset({"all2all", "regroup", "ungroup", "unpermute", "tell", "put_rows", "copy_rows", "sum_ranks"})
@@ -77,6 +77,12 @@ class Reference:
             args.append("transposed=True")
         return self._assign(node, "every_expert", args)
 
+    def _expert_gemm_act(self, node: Node) -> list[str]:
+        assert isinstance(node.attrs, ExpertGemmActAttrs)
+        made = self.names.of(node.outs[0])
+        args = [self.functions[node.attrs.act], made, self._width(node)]
+        return [*self._expert_gemm(node), *self._assign(node, "fresh", list(args))]
+
     def _gemm(self, node: Node) -> list[str]:
         assert isinstance(node.attrs, GemmAttrs)
         weight = f"get({string(node.params[0])})" + (".T" if node.attrs.transposed else "")
@@ -106,6 +112,7 @@ _WRITERS: dict[str, Callable[[Reference, Node], list[str]]] = {
     "permute": Reference._permute,
     "expand": Reference._permute,
     "expert_gemm": Reference._expert_gemm,
+    "expert_gemm_act": Reference._expert_gemm_act,
     "gemm": Reference._gemm,
     "activation": Reference._activation,
     "add": Reference._elementwise,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,8 +40,10 @@ class Target:
 class Regions:
     """The tensors of one schedule by the names that `forward` gives them."""
 
-    def __init__(self, schedule: Schedule, names: Names) -> None:
+    def __init__(self, schedule: Schedule, names: Names, slots: Mapping[str, str] | None = None) -> None:
+        """`slots`: dispatches by one-sided transfers -> the attribute that runs them."""
         self.schedule, self.graph, self.names = schedule, schedule.graph, names
+        self.slots = dict(slots or {})
         self.ranges: dict[tuple[int, int], str] = {}
         """Lists of slices of tokens that `forward` needs: (chunks, copies of each token) -> name."""
 
@@ -56,8 +59,8 @@ class Regions:
         """The dispatch that each control value, and each value in sending order, belongs to."""
         found: dict[str, str] = {}
         for node in self.graph.nodes:
-            if node.kind == "layout":
-                mine = node.name.removesuffix(".layout")
+            if node.kind in ("layout", "locate"):
+                mine = node.name.removesuffix(f".{node.kind}")
             else:
                 mine = next((found[value] for value in reversed(node.ins) if value in found), "")
                 if node.kind not in ("exchange", "sizes", "arrange", "permute", "all2all", "ungroup", "regroup"):
@@ -86,6 +89,8 @@ class Regions:
 
     def part(self, dispatch: str, cut: Cut | None) -> str:
         count, index = (cut.count, cut.index) if cut else (1, 0)
+        if dispatch in self.slots:
+            return f"self.{self.slots[dispatch]}.part({self.variable(f'{dispatch}.locate.ends')}, tokens)"
         self.cuts.setdefault(dispatch, set()).add(count)
         return f"{self.sizes(dispatch)}.parts[{count}][{index}]"
 
@@ -100,7 +105,7 @@ class Regions:
 
     def experts(self, dispatch: str) -> int:
         """All experts that a dispatch sends rows to."""
-        attrs = self.graph.node[f"{dispatch}.layout"].attrs
+        attrs = self.graph.node[f"{dispatch}.{'locate' if dispatch in self.slots else 'layout'}"].attrs
         assert isinstance(attrs, RowsAttrs)
         return attrs.experts
 
@@ -135,7 +140,11 @@ class Regions:
             return self.length(f"{part}.leave")
         if dim.symbol.startswith("sends("):
             return self.length(f"{part}.leave")
-        return f"{part}.rows" if cut else f"{self.sizes(_dispatch_in(dim.symbol))}.rows"
+        return f"{part}.rows" if cut else self.arrived(_dispatch_in(dim.symbol))
+
+    def arrived(self, dispatch: str) -> str:
+        """How many rows arrive, or at most can where the host does not know."""
+        return f"self.{self.slots[dispatch]}.rows" if dispatch in self.slots else f"{self.sizes(dispatch)}.rows"
 
     def largest(self, dispatch: str, pieces: int) -> str:
         """The rows of the largest piece."""

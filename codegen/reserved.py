@@ -8,15 +8,16 @@ def _words(text: str) -> frozenset[str]:
 
 
 FILE = _words("""
-    argparse functools json math os sys threading time zlib Counter Callable Iterator Mapping Sequence Future
+    argparse functools json math os sys tempfile threading time zlib Counter Callable Iterator Mapping Sequence Future
     ThreadPoolExecutor contextmanager nullcontext timedelta accumulate pairwise Path median quantiles Any NamedTuple
     torch dist F Tensor nn annotations safe_open
     LAYER SCHEDULE VERSION EP TOKENS DTYPE INPUTS WEIGHTS GROUPED IDLE Mark Get Raw Weight
+    MOST Symmetric Slots capturing expect_room NUMBERS symm_mem
     Run Lane Step Host Transport nccl_options Part Sizes Layout ByExpert ByToken
     view expect by_tokens length keep router_logits weighted_sum put_rows
     triton tl TensorDescriptor jit columns_at_once TRITON check_triton
     copy_ranks copy_ranks_kernel count_copies_kernel
-    Tile plus row_tiles row_tiles_kernel ends_at expert_product expert_product_kernel persistent_gemm
+    Tile plus row_tiles row_tiles_kernel ends_at expert_product expert_product_kernel persistent_gemm programs_for
     triton_weighted_sum triton_weighted_sum_kernel scatter_rows scatter_rows_kernel
     grouped_mm grouped_gemm dense_gemm batched_gemm expert_of_rows check_grouped opened shape_of
     every_expert fresh weighted reference generator made_up source fill inputs everyone settle check nan_max bench
@@ -31,7 +32,7 @@ REFERENCE = _words("raw get dtype given name expert")
 """Names of `reference`, besides values."""
 
 MODULE = _words("""
-    rank device dtype choices run transport given choose forward load
+    rank device dtype choices run transport symmetric status capture given choose forward load
     T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double dump_patches eval
     extra_repr float get_buffer get_extra_state get_parameter get_submodule half ipu load_state_dict modules mtia
     named_buffers named_children named_modules named_parameters parameters register_backward_hook register_buffer

@@ -12,10 +12,11 @@ from epsc.codegen.memory import Memory
 from epsc.codegen.names import string
 from epsc.codegen.ops import At, Op, Ops
 from epsc.codegen.regions import Regions, row_cut
-from epsc.ir.attrs import Direction, RouteAttrs, TransferAttrs
+from epsc.ir.attrs import Direction, ExpertGemmActAttrs, RouteAttrs, TransferAttrs
 from epsc.ir.dims import Axis, Cut
 from epsc.ir.graph import Node
 from epsc.ir.impls import impls_of
+from epsc.ir.kinds import Role
 from epsc.ir.schedule import HOST_LANE, Hazard, Schedule, Step
 from epsc.proof.happens import Happens
 
@@ -50,10 +51,14 @@ class Steps:
     memory: Memory
     ops: Ops
     awaited: frozenset[str] = field(init=False)
+    signalled: frozenset[str] = field(init=False)
+    """Steps that other ranks wait for."""
     last_uses: dict[int, list[str]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.awaited = frozenset(wait.step for step in self.schedule.steps for wait in step.waits)
+        steps, lane_of = self.schedule.steps, {step.key: step.lane for step in self.schedule.steps}
+        self.signalled = frozenset(wait.step for step in steps for wait in step.waits if wait.everywhere)
+        self.awaited = frozenset(w.step for step in steps for w in step.waits if lane_of[w.step] != step.lane)
         self.last_uses = last_uses(self.schedule, self.regions)
 
     def block(self, number: int, step: Step) -> Block:
@@ -91,8 +96,9 @@ class Steps:
                 Hazard.WAR: f"it reads {wait.value}, which this overwrites",
                 Hazard.WAW: f"it writes {wait.value}, which this overwrites",
             }[wait.hazard]
-            lines += comment(f"Waits for {wait.step} on {other.lane}: {why}.", 8)
-        if step.comm:
+            where = "of every rank" if wait.everywhere else f"on {other.lane}"
+            lines += comment(f"Waits for {wait.step} {where}: {why}.", 8)
+        if node.info.role is Role.TRANSFER:
             for lane, others in self._lanes.items():
                 if lane not in (step.lane, HOST_LANE) and (beside := self._happens.stretch(step, others)):
                     last = f" to {beside[-1].key}" if len(beside) > 1 else ""
@@ -110,6 +116,8 @@ class Steps:
     def _what(self, step: Step, node: Node, cut: Cut | None) -> str:
         if node.kind == "expert_gemm":
             return f"{self._experts(node, cut)} on their rows, by {step.impl}"
+        if isinstance(node.attrs, ExpertGemmActAttrs):
+            return f"{self._experts(node, cut)} on their rows, and {node.attrs.fn} of that, by {step.impl}"
         if node.kind == "all2all":
             assert isinstance(node.attrs, TransferAttrs)
             there = node.attrs.direction is Direction.DISPATCH
@@ -134,13 +142,18 @@ class Steps:
 
     def _opening(self, step: Step, node: Node) -> list[str]:
         args: list[Arg] = [string(step.key)]
-        if step.waits:
-            args.append(Listing("after=", tuple(string(wait.step) for wait in step.waits)))
+        after = [w.step for w in step.waits if self.schedule.step[w.step].lane != step.lane]
+        if after:
+            args.append(Listing("after=", tuple(map(string, after))))
+        if signals := [wait.step for wait in step.waits if wait.everywhere]:
+            args.append(Listing("signals=", tuple(map(string, signals))))
         if step.key in self.awaited:
             args.append("mark=True")
-        if isinstance(node.attrs, TransferAttrs):
+        if step.key in self.signalled:
+            args.append("signal=True")
+        if isinstance(node.attrs, TransferAttrs) and not node.info.one_sided:
             args.append("transfer=True")
-        if step.sms and node.kind in ("gemm", "expert_gemm") and step.sms < self.schedule.chip_sms:
+        if step.sms and node.kind in ("gemm", "expert_gemm", "expert_gemm_act") and step.sms < self.schedule.chip_sms:
             args.append(f"sms_left={self.schedule.chip_sms - step.sms}")
         return call(f"with self.{self.ops.scope.lanes[step.lane]}.step", args, ":", 8)
 
@@ -153,6 +166,14 @@ _WHAT = {
     "arrange": "where each row that arrives belongs",
     "regroup": "rows by expert",
     "ungroup": "rows by source rank again",
+    "count": "the rank of each copy of a token among those of its expert",
+    "tell": "every rank learns what the tokens of this one chose",
+    "put_rows": "each token goes once to every rank that has an expert for it",
+    "copy_rows": "all tokens go to every other rank, by copy engines",
+    "locate": "where each copy of any rank's token belongs here",
+    "expand": "rows by expert",
+    "put_sums": "what the experts here made of a token, weighted and summed, goes home",
+    "sum_ranks": "the sums of all ranks",
     "gemm": "matrix product",
     "activation": "elementwise",
     "add": "sum",

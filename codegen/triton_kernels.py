@@ -11,7 +11,8 @@ from importlib import resources
 
 from jinja2 import Environment, StrictUndefined
 
-from epsc.ir.attrs import Act, ActAttrs
+from epsc.codegen.triton_route import route_facts
+from epsc.ir.attrs import Act, ActAttrs, RouteAttrs
 
 
 def head(*, descriptors: bool = True, sums: bool = True) -> str:
@@ -68,9 +69,24 @@ def scatter_rows() -> str:
     return _rendered("triton_scatter_rows.jinja")
 
 
+def ordering() -> str:
+    """What every `route` needs, once."""
+    return _rendered("triton_ordered.jinja")
+
+
+def route(name: str, attrs: RouteAttrs) -> str:
+    """`name`: the router of `attrs`, with the parameters and the results of `functions.route_function`."""
+    return _rendered("triton_route.jinja", **route_facts(name, attrs))
+
+
 def copy_ranks() -> str:
     """`copy_ranks(experts, count_experts, within=None, counts=None)`: which copy for its expert each copy is."""
     return _rendered("triton_copy_ranks.jinja")
+
+
+def one_sided() -> str:
+    """What `Signals` and `Slots` of a program launch."""
+    return _rendered("triton_one_sided.jinja")
 
 
 @dataclass(frozen=True)

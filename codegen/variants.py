@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -72,17 +72,31 @@ class Variants:
             if (devices := devices_of(name, step.impl))
         }
 
-    def kernels(self) -> str:
-        """The text of all kernels that some step may launch."""
-        texts = list(self._kernels())
-        persistent = any("persistent" in step.impl.names for step in self.schedule.steps)
-        if persistent:
-            texts += [triton_kernels.tiles(), triton_kernels.expert_gemm("expert_product")]
-        return "".join([triton_kernels.head(descriptors=persistent, sums=persistent), *texts]) if texts else ""
+    @property
+    def activations(self) -> dict[ActAttrs, Mapping[str, str]]:
+        """Of each activation the function of every implementation."""
+        return {key: functions for key, functions in self.functions.items() if isinstance(key, ActAttrs)}
 
-    def _kernels(self) -> Iterator[str]:
+    def kernels(self, products: Mapping[str, ActAttrs | None], behind: Collection[ActAttrs]) -> str:
+        """The text of all kernels that some step may launch: those of variants, expert products by name with the
+        activation of each, and activations that are made `behind` other products."""
+        texts = list(self._kernels(behind))
+        one_sided = any(self.schedule.node(step).info.one_sided for step in self.schedule.steps)
+        if one_sided:
+            texts += [triton_kernels.copy_ranks(), triton_kernels.one_sided()]
+        persistent = bool(products)
+        if persistent:
+            texts.append(triton_kernels.tiles())
+            texts += [triton_kernels.expert_gemm(name, act) for name, act in products.items()]
+        return (
+            "".join([triton_kernels.head(descriptors=persistent, sums=persistent or one_sided), *texts])
+            if texts
+            else ""
+        )
+
+    def _kernels(self, behind: Collection[ActAttrs]) -> Iterator[str]:
         for key, functions in self.functions.items():
-            if not self.used("triton", key):
+            if not self.used("triton", key) and key not in behind:
                 continue
             if isinstance(key, ActAttrs):
                 yield triton_kernels.activation(functions["triton"], key)

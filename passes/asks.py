@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from epsc.ir.errors import Faults, Note, did_you_mean
 from epsc.ir.graph import Graph, Node
 from epsc.ir.source import Span
-from epsc.ir.spec import Dedup, LocalReduce, ScheduleDecl, Target, Use
+from epsc.ir.spec import Before, Beside, Dedup, LocalReduce, On, ScheduleDecl, Split, Target, Use
+from epsc.passes.questions import name_of
 
 ONE_SIDED = {"dispatch": ("put", "copy"), "combine": ("put",)}
 """Transports by which a rank stores into the memory of another; all else is a collective."""
@@ -15,19 +16,23 @@ ONE_SIDED = {"dispatch": ("put", "copy"), "combine": ("put",)}
 
 @dataclass(frozen=True)
 class Asks:
-    """Dispatch or combine -> its one-sided transport; those that are not named here are collectives."""
+    """What decides which ops there are."""
 
     transports: dict[str, str] = field(default_factory=dict)
+    """Dispatch or combine -> its one-sided transport; those that are not named here are collectives."""
+    apart: frozenset[str] = frozenset()
+    """Activations that stay ops of their own behind an expert gemm, because the schedule chooses an implementation of
+    either (other than the one that has both), or asks one thing of the activation and another of the gemm."""
 
     def __bool__(self) -> bool:
-        return bool(self.transports)
+        return bool(self.transports or self.apart)
 
 
 NOTHING = Asks()
 
 
 def asks_of(decl: ScheduleDecl, said: Graph, faults: Faults) -> Asks:
-    """The transports that `decl` chooses for the dispatches and combines of `said`, the graph as the layer says it.
+    """What `decl` chooses of the dispatches, combines and experts of `said`, the graph as the layer says it.
 
     Adds a fault for a pair of which only one half is one-sided, and for what no transport can do.
     """
@@ -73,12 +78,47 @@ def asks_of(decl: ScheduleDecl, said: Graph, faults: Faults) -> Asks:
                     wants[node.name] = directive
     for node in moves:
         _check(node, transports, spans, wants, said, faults)
-    return Asks(transports)
+    return Asks(transports, _apart(decl, said))
+
+
+def _apart(decl: ScheduleDecl, said: Graph) -> frozenset[str]:
+    """The activations behind expert gemms that `decl` keeps apart from these: see `Asks.apart`."""
+    found: set[str] = set()
+    for node in said.nodes:
+        gemm = said.maker.get(node.ins[0]) if node.kind == "activation" else None
+        if gemm and gemm.kind == "expert_gemm" and _parts(decl, {gemm.origin, name_of(gemm)}, {node.origin}):
+            found.add(node.name)
+    return frozenset(found)
+
+
+def _parts(decl: ScheduleDecl, gemm: set[str], act: set[str]) -> bool:
+    """Whether directives ask for what a gemm (by its names) and its activation can be as two ops only."""
+    placed: dict[type, tuple[list[object], list[object]]] = {Split: ([], []), On: ([], [])}
+    for directive in decl.directives:
+        match directive:
+            case Use(impls):
+                names = _names(directive.targets)
+                # Only that kernel has the two in one.
+                persistent = any(impl.name == "persistent" for impl in impls)
+                if names & (gemm | act) and not (persistent and names & gemm):
+                    return True
+            case Before(targets, others) | Beside(targets, others):
+                these, those = _names(targets), _names(others)
+                if (these & gemm and those & act) or (these & act and those & gemm):
+                    return True
+            case Split() | On():
+                how = (directive.axis, directive.count) if isinstance(directive, Split) else directive.lane
+                for own, ways in zip((gemm, act), placed[type(directive)], strict=True):
+                    ways += [how] if _names(directive.targets) & own else []
+    return any(of_gemm and of_act and of_gemm != of_act for of_gemm, of_act in placed.values())
+
+
+def _names(targets: tuple[Target, ...]) -> set[str]:
+    return {target.name for target in targets}
 
 
 def _named(targets: tuple[Target, ...], moves: list[Node]) -> list[Node]:
-    names = {target.name for target in targets}
-    return [node for node in moves if node.origin in names]
+    return [node for node in moves if node.origin in _names(targets)]
 
 
 def _check(

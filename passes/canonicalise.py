@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from epsc.ir.attrs import Attrs, Direction, RowsAttrs, TransferAttrs
 from epsc.ir.dims import RANKS, SLOTS, TOKENS, Dim, DType, Tensor, rows
+from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.graph import Graph, Node
 from epsc.passes.asks import NOTHING, Asks
 
@@ -45,9 +46,11 @@ class Canonicalise:
         ends: dict[str, str] = {}
         for node in _needed(graph):
             if node.name in asks.transports:
-                nodes += _one_sided[node.kind](node, types, asks.transports[node.name])
                 if node.kind == "dispatch":
+                    nodes += _one_sided_dispatch(node, types, asks.transports[node.name], _weights_of(graph, node))
                     ends[node.name] = f"{node.name}.locate.ends"
+                else:
+                    nodes += _one_sided_combine(node, types)
             elif node.kind == "dispatch":
                 nodes += _dispatch(node, types)
                 ends[node.name] = f"{node.name}.arrange.ends"
@@ -134,11 +137,27 @@ def _combine(node: Node, types: dict[str, Tensor]) -> list[Node]:
     ]
 
 
-def _one_sided_dispatch(node: Node, types: dict[str, Tensor], transport: str) -> list[Node]:
+def _weights_of(graph: Graph, dispatch: Node) -> str:
+    """The weights that the rows of a dispatch are summed with: with one-sided transfers experts must know them."""
+    here = f"rows({dispatch.name})"
+    found = {n.ins[2]: n for n in graph.nodes if n.kind == "combine" and graph.types[n.ins[0]].shape[0].symbol == here}
+    if len(found) != 1:
+        raise EpsError(
+            Diagnostic(
+                "one-combine",
+                f"rows of `{dispatch.origin}` are combined with {len(found) or 'no'} weights: one-sided,"
+                " experts are told one for each copy of a token",
+                dispatch.span,
+                help="let it travel by a collective: leave out its `use put` or `use copy`",
+            )
+        )
+    return next(iter(found))
+
+
+def _one_sided_dispatch(node: Node, types: dict[str, Tensor], transport: str, weights: str) -> list[Node]:
     assert isinstance(node.attrs, RowsAttrs)
     d, attrs = node.name, node.attrs
     x, experts = node.ins
-    weights = f"{experts.removesuffix('.experts')}.weights"
     transfer = TransferAttrs(Direction.DISPATCH, attrs.experts, attrs.top_k)
     row_type = types[d]
     counts = Tensor(DType.INT32, (Dim(attrs.experts),))
@@ -175,10 +194,10 @@ def _one_sided_dispatch(node: Node, types: dict[str, Tensor], transport: str) ->
     ]
 
 
-def _one_sided_combine(node: Node, types: dict[str, Tensor], _transport: str) -> list[Node]:
+def _one_sided_combine(node: Node, types: dict[str, Tensor]) -> list[Node]:
     assert isinstance(node.attrs, RowsAttrs)
     c, attrs = node.name, node.attrs
-    h, experts, _ = node.ins
+    h, experts, _weights = node.ins
     d = types[h].shape[0].symbol[len("rows(") : -1]
     types[f"{c}.put"] = Tensor(types[h].dtype, (SLOTS, types[h].shape[1]))
     transfer = TransferAttrs(Direction.COMBINE, attrs.experts, attrs.top_k)
@@ -191,6 +210,3 @@ def _one_sided_combine(node: Node, types: dict[str, Tensor], _transport: str) ->
         attrs=transfer,
     )
     return [put, replace(node, kind="sum_ranks", ins=(put.name, experts), outs=(c,), attrs=attrs)]
-
-
-_one_sided = {"dispatch": _one_sided_dispatch, "combine": _one_sided_combine}

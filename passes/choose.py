@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from epsc.ir.attrs import ExpertGemmAttrs
 from epsc.ir.errors import Diagnostic, EpsError, Faults, did_you_mean
 from epsc.ir.graph import Graph, Node
 from epsc.ir.impls import Choice, Condition, Metric, impls_of
@@ -47,7 +48,7 @@ class Choose:
         return Schedule(context.wishes.name, graph, context.ep, context.chip_sms, Stage.CHOSEN, tuple(steps))
 
     def _default(self, graph: Graph, node: Node, context: Context) -> Choice:
-        if node.kind == "expert_gemm" and self.experts:
+        if isinstance(node.attrs, ExpertGemmAttrs) and self.experts:
             return Choice(self.experts)
         on_cuda, elsewhere = (first_that_can(graph, node, backend, context.device) for backend in ("cuda", "cpu"))
         if on_cuda == elsewhere:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from epsc.ir.attrs import ActAttrs, ExpertGemmActAttrs, ExpertGemmAttrs
 from epsc.ir.graph import Graph, Node
 from epsc.passes.asks import NOTHING, Asks
+from epsc.passes.questions import name_of, why_not_persistent
 
 
 @dataclass(frozen=True)
@@ -16,23 +18,41 @@ class Fuse:
     rewrite:
         c = unpermute(rows, place) ; y = weighted_sum(c, w)  -->  y = unpermute_sum(rows, place, w)
         (k*tokens rows less to write and to read back)
+        g = expert_gemm(rows, ends) ; h = activation(g)      -->  h = expert_gemm_act(rows, ends)
+        (gated, and what the persistent kernel can run; not where the schedule chooses how one of the two runs)
     """
 
     name: ClassVar[str] = "fuse"
 
     sums: bool = True
     """Join unpermute and weighted_sum."""
+    epilogue: bool = True
+    """Join an expert gemm and its gated activation."""
 
-    def __call__(self, graph: Graph, asks: Asks = NOTHING) -> Graph:  # noqa: ARG002 - every pass is called alike
-        if not self.sums:
-            return graph
+    def __call__(self, graph: Graph, asks: Asks = NOTHING) -> Graph:
         joined: dict[str, Node] = {}
         gone: set[str] = set()
         for node in graph.nodes:
-            if node.kind != "weighted_sum":
+            before = graph.maker.get(node.ins[0]) if node.ins else None
+            if before is None or graph.users[node.ins[0]] != [node] or node.ins[0] in graph.results:
                 continue
-            copies = graph.maker.get(node.ins[0])
-            if copies and copies.kind == "unpermute" and graph.users[node.ins[0]] == [node]:
-                joined[node.name] = replace(node, kind="unpermute_sum", ins=(*copies.ins, node.ins[1]))
-                gone.add(copies.name)
+            if self.sums and before.kind == "unpermute" and node.kind == "weighted_sum":
+                one = replace(node, kind="unpermute_sum", ins=(*before.ins, node.ins[1]))
+            elif self.epilogue and node.name not in asks.apart and (found := _with_epilogue(graph, before, node)):
+                one = found
+            else:
+                continue
+            joined[node.name] = one
+            gone.add(before.name)
         return graph.with_nodes(tuple(joined.get(n.name, n) for n in graph.nodes if n.name not in gone))
+
+
+def _with_epilogue(graph: Graph, gemm: Node, act: Node) -> Node | None:
+    """The two as one op, if they are an expert gemm and a gated activation, and the persistent kernel can run that."""
+    if gemm.kind != "expert_gemm" or not isinstance(act.attrs, ActAttrs) or not act.attrs.fn.gated:
+        return None
+    assert isinstance(gemm.attrs, ExpertGemmAttrs)
+    attrs = ExpertGemmActAttrs.joined(gemm.attrs, act.attrs)
+    one = replace(act, kind="expert_gemm_act", ins=gemm.ins, params=gemm.params, attrs=attrs)
+    names = dict.fromkeys((gemm.origin, name_of(gemm)))
+    return None if why_not_persistent(graph, one) else replace(one, also=tuple(n for n in names if n != act.origin))

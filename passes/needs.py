@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from epsc.ir.attrs import ExpertGemmAttrs
 from epsc.ir.errors import Faults
 from epsc.ir.graph import Graph, Node
 from epsc.ir.impls import Choice, Impl, impls_of
@@ -18,7 +19,7 @@ def check_needs(graph: Graph, node: Node, choice: Choice, device: Device, span: 
         if why:
             ways = [other for other, impl in impls.items() if not _why_not(graph, node, impl, device)]
             help = f"`use {ways[0]} for {name_of(node)}`" if ways else None
-            if ways and node.kind == "expert_gemm":
+            if ways and isinstance(node.attrs, ExpertGemmAttrs):
                 help = f'{help}, or -p "choose{{experts={ways[0]}}}" wherever no `use` stands'
             faults.add("needs", f"`{name}` cannot run `{name_of(node)}`: {why}", span or node.span, help=help)
 

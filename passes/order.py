@@ -27,6 +27,9 @@ _BESIDE_COMBINE = 0.75  # after the last combine is on its way
 _HOME = 1.25  # and is summed after the next chunk's work, or the compute lane would wait for the combine
 _REST = 1e6
 
+_EXPERTS_WORK = ("regroup", "ungroup", "expand", "expert_gemm", "expert_gemm_act")
+"""Kinds that stand between dispatch and combine in every layer, cut or not."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -88,7 +91,7 @@ class Order:
                 return chunk + _COMBINE
             if step.cuts and node.kind in ("unpermute", "unpermute_sum", "weighted_sum"):
                 return chunk + _HOME
-            if node.kind in ("regroup", "ungroup", "expand", "expert_gemm") or (step.cuts and _is_routed(graph, node)):
+            if node.kind in _EXPERTS_WORK or (step.cuts and _is_routed(graph, node)):
                 return float(chunk)
             # Only now: in a stack all of a layer feeds the next one's dispatch, but its chunks keep their turns.
             if node.name in needed_early:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from epsc.ir.attrs import Direction, ExpertGemmAttrs, TransferAttrs
+from epsc.ir.attrs import Direction, ExpertGemmActAttrs, ExpertGemmAttrs, TransferAttrs
 from epsc.ir.dims import Axis, DType
 from epsc.ir.graph import Graph, Node
 from epsc.ir.kinds import KINDS
@@ -15,6 +15,7 @@ def why_not_persistent(graph: Graph, node: Node) -> str:
     """What the persistent kernel cannot do of this expert gemm; nothing if it can run it."""
     attrs = node.attrs
     assert isinstance(attrs, ExpertGemmAttrs)
+    made = attrs.width if isinstance(attrs, ExpertGemmActAttrs) else attrs.out
     if attrs.bias:
         return "it adds no bias"
     if attrs.transposed:
@@ -22,15 +23,15 @@ def why_not_persistent(graph: Graph, node: Node) -> str:
     read = graph.types[node.ins[0]]
     if read.dtype is DType.FP32:
         return "its tensor cores take bf16 and fp16"
-    # 16 bytes: what TMA addresses rows by. A tile is stored in two halves, each of such rows.
-    if read.shape[1].scale % 8 or attrs.out % 8:
-        return f"its widths, {read.shape[1].scale} and {attrs.out}, are no multiples of 8"
+    # 16 bytes: what TMA addresses rows by.
+    if read.shape[1].scale % 8 or made % 8:
+        return f"its widths, {read.shape[1].scale} and {made}, are no multiples of 8"
     return ""
 
 
 def name_of(node: Node) -> str:
     """The weight's name as the layer's text says it, for a gemm that is not inside an `mlp`; else the origin."""
-    if not node.kind.endswith("gemm"):
+    if not node.kind.endswith("gemm"):  # one with an activation is named by its result
         return node.origin
     *before, weight = node.params[0].split(".")
     return node.origin if before and before[-1] == node.origin else weight

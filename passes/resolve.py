@@ -67,7 +67,7 @@ class _Resolver:
         self.ep, self.chip_sms, self.vague = ep, chip_sms, vague
         self.named: dict[str, list[Node]] = {}
         for node in graph.nodes:
-            for name in {node.origin, name_of(node)}:
+            for name in {node.origin, name_of(node), *node.also}:
                 self.named.setdefault(name, []).append(node)
         self.named.pop("return", None)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -134,6 +134,43 @@ class ActAttrs:
     alpha: float = 1.0
     offset: float = 0.0
     interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class ExpertGemmActAttrs(ExpertGemmAttrs):
+    """An expert gemm whose result goes through a gated activation at once: `out` is the width in between, gate and up.
+
+    The other fields are those of `ActAttrs`.
+    """
+
+    fn: Act = field(kw_only=True)
+    limit: float = field(default=0.0, kw_only=True)
+    alpha: float = field(default=1.0, kw_only=True)
+    offset: float = field(default=0.0, kw_only=True)
+    interleaved: bool = field(default=False, kw_only=True)
+
+    @property
+    def act(self) -> ActAttrs:
+        return ActAttrs(self.fn, self.limit, self.alpha, self.offset, self.interleaved)
+
+    @property
+    def width(self) -> int:
+        """Columns of the result."""
+        return self.out // 2
+
+    @staticmethod
+    def joined(gemm: ExpertGemmAttrs, act: ActAttrs) -> ExpertGemmActAttrs:
+        return ExpertGemmActAttrs(
+            gemm.experts,
+            gemm.out,
+            gemm.bias,
+            gemm.transposed,
+            fn=act.fn,
+            limit=act.limit,
+            alpha=act.alpha,
+            offset=act.offset,
+            interleaved=act.interleaved,
+        )
 
 
 @dataclass(frozen=True)

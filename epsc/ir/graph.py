@@ -47,6 +47,8 @@ class Node:
     origin: str = ""
     """The binding of the Spec that this came from: what schedules name."""
     span: Span | None = field(default=None, compare=False, repr=False)
+    also: tuple[str, ...] = ()
+    """Other names by which schedules may speak of it: of an op that was joined into it."""
 
     @property
     def info(self) -> Kind:
@@ -111,7 +113,8 @@ class Graph:
             using = f" using {', '.join(node.params)}" if node.params else ""
             types = " | ".join(str(self.types[value]) for value in node.outs)
             inside = "; ".join(filter(None, [", ".join(node.ins), attrs]))
-            lines.append(f"  {node.name} = {node.kind}({inside}){using} of {node.origin} : {types}")
+            of = ", ".join((node.origin, *node.also))
+            lines.append(f"  {node.name} = {node.kind}({inside}){using} of {of} : {types}")
         return "\n".join([*lines, "}"])
 
     @staticmethod
@@ -132,10 +135,11 @@ class Graph:
             if found := re.fullmatch(r"param (\S+): (.+?)( sharded ep)?", line):
                 params.append(Param(found[1], Tensor.parse(found[2]), bool(found[3])))
                 continue
-            found = re.fullmatch(r"(\S+) = (\w+)\((.*)\)(?: using (.*?))? of (\S*) : (.*)", line)
+            found = re.fullmatch(r"(\S+) = (\w+)\((.*)\)(?: using (.*?))? of (.*?) : (.*)", line)
             if not found or found[2] not in KINDS:
                 raise EpsError(Diagnostic("bad-graph", f"`{line}` is not an op of a graph"))
             kind = KINDS[found[2]]
+            origin, *also = found[5].split(", ")
             ins, _, attrs = found[3].rpartition(";") if ";" in found[3] else _only(found[3])
             node = Node(
                 found[1],
@@ -144,7 +148,8 @@ class Graph:
                 tuple(f"{found[1]}{suffix}" for suffix in kind.outs),
                 attrs_parse(kind.attrs, attrs),
                 tuple(split(found[4] or "", ",")),
-                found[5],
+                origin,
+                also=tuple(also),
             )
             types.update(zip(node.outs, map(Tensor.parse, found[6].split(" | ")), strict=True))
             nodes.append(node)

@@ -9,7 +9,7 @@ A *choice* between implementations is part of a Schedule; conditions are on numb
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from epsc.ir.dims import DType
@@ -59,6 +59,8 @@ class Cost:
     launches: int = 1
     padding: bool = False
     """Pads every expert to the largest: flops are those of the padded product."""
+    activation_after: bool = False
+    """A launch more reads what the product wrote, and makes the activation of it."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,10 @@ class Impl:
 _GPU_SMS = frozenset({Resource.SMS, Resource.HBM})
 
 
-def _torch(kind: str, doc: str, bound: Bound = Bound.HBM, efficiency: float = 0.7, launches: int = 1) -> Impl:
-    return Impl("torch", kind, doc, Needs(), _GPU_SMS, Cost(bound, efficiency, launches), kind)
+def _torch(
+    kind: str, doc: str, bound: Bound = Bound.HBM, efficiency: float = 0.7, launches: int = 1, device: str = "any"
+) -> Impl:
+    return Impl("torch", kind, doc, Needs(device), _GPU_SMS, Cost(bound, efficiency, launches), kind)
 
 
 def _triton(kind: str, doc: str) -> Impl:
@@ -89,7 +93,7 @@ def _one_sided(name: str, kind: str, doc: str, bound: Bound = Bound.LINK) -> Imp
     return Impl(name, kind, doc, Needs(), _GPU_SMS | {Resource.INTRA_LINK}, Cost(bound, 0.75), kind)
 
 
-IMPLS: tuple[Impl, ...] = (
+_EXPERT_GEMMS = (
     Impl(
         "persistent",
         "expert_gemm",
@@ -126,6 +130,20 @@ IMPLS: tuple[Impl, ...] = (
         Cost(Bound.FLOPS, 0.9, launches=3, padding=True),
         "expert_gemm",
     ),
+)
+
+
+def _with_activation(gemm: Impl) -> Impl:
+    """The same, and the activation of what it makes: by the persistent kernel itself, or in a launch of its own."""
+    inside = gemm.name == "persistent"
+    doc = f"{gemm.doc}; {'the activation is of its fp32 sums' if inside else 'then the activation'}"
+    cost = replace(gemm.cost, activation_after=not inside)
+    return replace(gemm, kind="expert_gemm_act", doc=doc, cost=cost, template="expert_gemm_act")
+
+
+IMPLS: tuple[Impl, ...] = (
+    *_EXPERT_GEMMS,
+    *map(_with_activation, _EXPERT_GEMMS),
     Impl(
         "nccl",
         "all2all",
@@ -200,13 +218,13 @@ IMPLS: tuple[Impl, ...] = (
     _triton("unpermute_sum", "one kernel that gathers, weighs and sums in fp32"),
     _torch("unpermute_sum", "index_select, then bmm with the weights", efficiency=0.14, launches=3),
     _triton("count", "histograms of blocks, then ranks within them"),
-    _torch("count", "one-hot prefix sums", Bound.HBM, 0.1, launches=6),
+    _torch("count", "one-hot prefix sums", Bound.HBM, 0.1, launches=6, device="cpu"),
     _triton("locate", "one kernel"),
-    _torch("locate", "prefix sums and a gather", Bound.HBM, 0.1, launches=8),
+    _torch("locate", "prefix sums and a gather", Bound.HBM, 0.1, launches=8, device="cpu"),
     _triton("expand", "one kernel that reads a token once for all of its copies"),
-    _torch("expand", "index_select and index_copy_", launches=2),
+    _torch("expand", "index_select and index_copy_", launches=2, device="cpu"),
     _triton("sum_ranks", "one kernel that sums in fp32 what ranks sent"),
-    _torch("sum_ranks", "a masked sum", launches=3),
+    _torch("sum_ranks", "a masked sum", launches=3, device="cpu"),
     _torch("call", "the module that the user gave", Bound.FLOPS, 0.6),
 )
 

@@ -12,6 +12,7 @@ from enum import StrEnum
 from epsc.ir.attrs import (
     ActAttrs,
     CallAttrs,
+    ExpertGemmActAttrs,
     ExpertGemmAttrs,
     GemmAttrs,
     NoAttrs,
@@ -137,6 +138,13 @@ KINDS: dict[str, Kind] = _table(
         "rows[rows(d), n], ends; weight[experts, m, n] -> rows[rows(d), m]",
         Role.COMPUTE,
         ExpertGemmAttrs,
+        _ROWS_AND_COLUMNS,
+    ),
+    Kind(
+        "expert_gemm_act",
+        "rows[rows(d), n], ends; weight[experts, 2m, n] -> rows[rows(d), m]: a gated activation of the product",
+        Role.COMPUTE,
+        ExpertGemmActAttrs,
         _ROWS_AND_COLUMNS,
     ),
     Kind("gemm", "x[.., n]; weight[m, n] -> y[.., m]", Role.COMPUTE, GemmAttrs, _TOKENWISE),

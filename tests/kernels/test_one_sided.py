@@ -1,0 +1,146 @@
+"""One-sided transfers by kernels against those by torch: several ranks in one process, each with its own memory."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from epsc import driver
+from epsc.ir.source import Source
+from tests.programs.ranks import load_program
+
+LAYER = """
+layer moe(x: fp32[tokens, {hidden}]) {{
+  r    = route(x, experts={experts}, top_k={top_k}, score=softmax)
+  sent = dispatch(x, r)
+  return combine(gemm(sent, up, {hidden}), r)
+}}
+cluster c {{ ep = {ep} }}
+tokens 1 .. {most}
+schedule put {{ use put for sent, combine  dedup sent  local_reduce combine }}
+"""
+
+
+class Memory:
+    """What `Symmetric` is to `Slots`, for one of several ranks of this process."""
+
+    def __init__(self, rank: int, blocks: list[dict[str, torch.Tensor]], device: Any) -> None:
+        self.rank, self.blocks, self.device = rank, blocks, device
+        self.pointers = {
+            name: torch.tensor([block[name].data_ptr() for block in blocks], dtype=torch.int64) for name in blocks[0]
+        }
+
+    def of(self, rank: int, name: str) -> torch.Tensor:
+        return self.blocks[rank][name]
+
+    def own(self, name: str) -> torch.Tensor:
+        return self.of(self.rank, name)
+
+
+@pytest.fixture
+def program(request: pytest.FixtureRequest, tmp_path: Path, interpreted: None) -> Iterator[ModuleType]:
+    hidden, experts, top_k, ep, most = request.param
+    text = LAYER.format(hidden=hidden, experts=experts, top_k=top_k, ep=ep, most=most)
+    layer = driver.understand(Source("moe.eps", text))
+    file = tmp_path / "moe_put.py"
+    file.write_text(driver.write(driver.plan(layer, "put")).text)
+    module = load_program(str(file))
+    module.sizes = request.param  # type: ignore[attr-defined]
+    yield module
+
+
+def ranks(program: ModuleType, kernels: bool) -> list[Any]:
+    """The slots of every rank; all memory is NaN, or numbers that nobody may use."""
+    hidden, experts, top_k, ep, _ = program.sizes
+    wanted = program.Slots.regions("sent", "combine", experts, top_k, hidden, hidden, torch.float32)
+    blocks = [
+        {
+            name: torch.full(shape, torch.nan if dtype.is_floating_point else -(10**6), dtype=dtype)
+            for name, (shape, dtype) in wanted.items()
+        }
+        for _ in range(ep)
+    ]
+    # What asks for the type of its device gets the kernels, which Triton interprets on the CPU.
+    device = SimpleNamespace(type="cuda" if kernels else "cpu")
+    memories = [Memory(rank, blocks, device) for rank in range(ep)]
+    return [program.Slots(memory, "sent", "combine", experts, top_k, hidden, hidden) for memory in memories]
+
+
+def run(program: ModuleType, tokens: list[int], choose: str, copy: bool, kernels: bool) -> list[torch.Tensor]:
+    """Dispatch, a product that is its input times its expert's number, and combine, of all ranks in turn."""
+    hidden, experts, top_k, ep, _ = program.sizes
+    slots = ranks(program, kernels)
+    xs, chosen, weights = [], [], []
+    for rank, count in enumerate(tokens):
+        numbers = torch.Generator().manual_seed(rank)
+        xs.append(torch.randn(count, hidden, generator=numbers))
+        keys = torch.rand(count, experts, generator=numbers)
+        keys[:, 0] += 10 * (choose == "one")  # all of them want expert 0
+        keys[:, experts // ep :] -= 10 * (choose == "first rank")
+        chosen.append(keys.topk(top_k).indices)
+        weights.append(torch.rand(count, top_k, generator=numbers))
+    for own, x, e, w in zip(slots, xs, chosen, weights, strict=True):
+        own.tell(e, w, *own.count(e))
+        own.copy_rows(x) if copy else own.put_rows(x, e)
+    for own, x in zip(slots, xs, strict=True):
+        place, ends = own.locate()
+        rows = torch.full((own.rows, hidden), torch.nan)
+        own.expand(x, place, rows)
+        count = int(ends[-1])
+        assert not rows[:count].isnan().any()
+        assert rows[count:].isnan().all()
+        counts = ends.diff(prepend=ends.new_zeros(1))
+        factor = torch.arange(own.first, own.first + own.local).repeat_interleave(counts) + 1
+        rows[:count] *= factor.unsqueeze(1)
+        own.put_sums(rows, place)
+    outs = []
+    for own, x, e in zip(slots, xs, chosen, strict=True):
+        out = torch.full_like(x, torch.nan)
+        own.sum_ranks(e, out)
+        outs.append(out)
+    for out, x, e, w in zip(outs, xs, chosen, weights, strict=True):
+        torch.testing.assert_close(out, x * ((e + 1) * w).sum(1, keepdim=True), rtol=1e-5, atol=1e-5)
+    return outs
+
+
+@pytest.mark.parametrize(
+    "program, tokens",
+    [
+        ((96, 8, 2, 2, 16), [9, 16]),
+        ((300, 12, 5, 3, 8), [8, 0, 1]),
+        ((32, 6, 6, 2, 5), [0, 5]),
+        ((32, 4, 1, 1, 7), [3]),
+    ],
+    indirect=["program"],
+    ids=lambda value: "-".join(map(str, value)),
+)
+@pytest.mark.parametrize("choose", ["any", "one", "first rank"])
+@pytest.mark.parametrize("copy", [False, True], ids=["put", "copy"])
+def test_kernels_and_torch(program: ModuleType, tokens: list[int], choose: str, copy: bool) -> None:
+    experts, top_k, ep = program.sizes[1:4]
+    if choose == "first rank" and top_k > experts // ep:
+        choose = "any"
+    by_torch = run(program, tokens, choose, copy, kernels=False)
+    by_kernels = run(program, tokens, choose, copy, kernels=True)
+    for a, b in zip(by_torch, by_kernels, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("program", [(32, 4, 1, 2, 4)], indirect=True, ids=str)
+def test_signals(program: ModuleType) -> None:
+    """A wait ends at the number of its forward or a later one, and tells which rank it waited for in vain."""
+    blocks = [torch.zeros(3, 2, dtype=torch.int32) for _ in range(2)]
+    at = torch.tensor([block.data_ptr() for block in blocks])
+    forward, fault = torch.tensor([5], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    step = 1
+    program.signal_kernel[(1,)](at, forward, step * 2 + 1, RANKS=2)
+    assert [block.tolist() for block in blocks] == [[[0, 0], [0, 5], [0, 0]]] * 2
+    program.wait_kernel[(1,)](blocks[0][step], forward, fault, step * 2, 3, RANKS=2)
+    assert int(fault) - 1 == step * 2 + 0  # rank 0 has not signalled
+    fault.zero_()
+    blocks[0][step, 0] = 6  # it is ahead
+    program.wait_kernel[(1,)](blocks[0][step], forward, fault, step * 2, 3, RANKS=2)
+    assert int(fault) == 0
