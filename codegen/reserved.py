@@ -16,7 +16,7 @@ FILE = _words("""
     Run Lane Step Host Transport nccl_options Part Sizes Layout ByExpert ByToken
     view expect by_tokens length keep router_logits weighted_sum put_rows
     triton tl TensorDescriptor jit columns_at_once TRITON check_triton
-    copy_ranks copy_ranks_kernel count_copies_kernel
+    copy_ranks copy_ranks_kernel count_copies_kernel larger ordered value_of place_of
     Tile plus row_tiles row_tiles_kernel ends_at expert_product expert_product_kernel persistent_gemm programs_for
     triton_weighted_sum triton_weighted_sum_kernel scatter_rows scatter_rows_kernel
     grouped_mm grouped_gemm dense_gemm batched_gemm expert_of_rows check_grouped opened shape_of

@@ -9,13 +9,18 @@ import pytest
 
 from epsc.codegen import triton_kernels as kernels
 from epsc.codegen.lines import WIDTH
-from epsc.ir.attrs import Act, ActAttrs
+from epsc.ir.attrs import Act, ActAttrs, Choose, GroupBy, RouteAttrs, Score
 
 EVERY = [
     kernels.head,
     kernels.weighted_sum,
     kernels.scatter_rows,
     kernels.copy_ranks,
+    kernels.ordering,
+    lambda: kernels.route("route", RouteAttrs(6, 2, choose=Choose.BY_LOGIT, bias=True)),
+    lambda: kernels.route(
+        "route_v3", RouteAttrs(256, 8, Score.SIGMOID, choice_bias=True, groups=8, top_groups=4, group_by=GroupBy.TOP2)
+    ),
     kernels.tiles,
     lambda: kernels.activation("act", ActAttrs(Act.SWIGLU, 7.0, 1.702, 1.0, interleaved=True)),
     lambda: kernels.expert_gemm("gemm"),
