@@ -19,6 +19,7 @@ from epsc.ir.attrs import (
     ActAttrs,
     CallAttrs,
     Choose,
+    ExpertGemmActAttrs,
     ExpertGemmAttrs,
     GemmAttrs,
     GroupBy,
@@ -263,6 +264,11 @@ def _expert_gemm(a: ExpertGemmAttrs, rows: Tensor, ends: Tensor, *params: Tensor
     return torch.cat([_gemm(a, rows[i:j], *(p[e] for p in params)) for e, (i, j) in enumerate(bounds)])
 
 
+def _expert_gemm_act(a: ExpertGemmActAttrs, rows: Tensor, ends: Tensor, *params: Tensor) -> Tensor:
+    """The gated activation of `_expert_gemm`."""
+    return _activation(a.act, _expert_gemm(a, rows, ends, *params))
+
+
 def _activation(a: ActAttrs, x: Tensor) -> Tensor:
     """x[.., n], or [.., 2n] holding gate and up when gated -> y[.., n]."""
     if not a.fn.gated:
@@ -307,6 +313,7 @@ _OPS: dict[str, Callable[..., object]] = {
     "regroup": _regroup,
     "ungroup": _ungroup,
     "expert_gemm": _expert_gemm,
+    "expert_gemm_act": _expert_gemm_act,
     "gemm": _gemm,
     "activation": _activation,
     "add": _add,
