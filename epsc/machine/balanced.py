@@ -6,6 +6,8 @@ rank and k*T/experts for each expert.
 
 from __future__ import annotations
 
+from math import prod
+
 from epsc.ir.attrs import ExpertGemmAttrs, RouteAttrs, RowsAttrs, TransferAttrs
 from epsc.ir.dims import Axis, Cut, Cuts, Dim, Tensor
 from epsc.ir.graph import Node
@@ -45,7 +47,9 @@ def count(dim: Dim, schedule: Schedule, node: Node, load: int) -> float:
     """A size of the op `node` when every rank has `load` tokens."""
     if dim.known:
         return dim.scale
-    whole = dim.scale * load
+    if dim.symbol == "ranks":
+        return dim.scale * schedule.ep
+    whole = dim.scale * load * (schedule.ep if dim.symbol == "slots" else 1)
     if dim.symbol.startswith(("rows(", "sends(")):
         dispatch = schedule.graph.node[dim.symbol.partition("(")[2][:-1]]
         if isinstance(dispatch.attrs, RowsAttrs | TransferAttrs | RouteAttrs):
@@ -61,7 +65,25 @@ def region(ref: Ref, schedule: Schedule) -> Tensor:
 
 def bytes_of(ref: Ref, schedule: Schedule, node: Node, load: int) -> float:
     tensor = region(ref, schedule)
-    return tensor.dtype.bytes * count(tensor.numel, schedule, node, load)
+    return tensor.dtype.bytes * count(tensor.numel, schedule, node, load) * filled(ref.value, schedule)
+
+
+def filled(value: str, schedule: Schedule) -> float:
+    """The share of a value that is written: of places for every token at every rank, those of tokens that have an
+    expert there, unless all tokens are sent. 1 for anything that has no such places."""
+    shape = schedule.graph.types[value].shape
+    if shape[0].symbol != "slots" or len(shape) < 2:
+        return 1.0
+    maker = next(node for node in schedule.graph.nodes if value in node.outs)
+    if maker.kind == "copy_rows" or not isinstance(maker.attrs, TransferAttrs):
+        return 1.0
+    return meets(maker.attrs.experts, maker.attrs.top_k, schedule.ep)
+
+
+def meets(experts: int, top_k: int, ranks: int) -> float:
+    """How likely one of `top_k` different experts, drawn evenly, is one of a given rank's."""
+    elsewhere = experts - experts // ranks
+    return 1 - prod(max(0, elsewhere - i) / (experts - i) for i in range(top_k))
 
 
 def row_count(step: Step, schedule: Schedule, load: int) -> float:

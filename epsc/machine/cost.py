@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from epsc.ir.impls import Bound, Impl
+from epsc.ir.impls import Bound, Impl, Resource
 from epsc.ir.kinds import Role
 from epsc.ir.schedule import Schedule, Step
 from epsc.machine.balanced import group_experts, region
@@ -43,8 +43,8 @@ def cost(schedule: Schedule, step: Step, cluster: Cluster, load: int) -> float:
     if step.writes:
         at["element"] = region(step.writes[0], schedule).dtype.bytes
     there = least(device, impl, at)
-    padding = done.padding_bytes / device.hbm_bytes_per_s
-    return there.floor + there.slope * ratio(device, impl, at) + padding
+    more = (done.padding_bytes + done.after_bytes) / device.hbm_bytes_per_s
+    return there.floor + there.slope * ratio(device, impl, at) + more
 
 
 def issue(schedule: Schedule, step: Step, cluster: Cluster, load: int) -> float:
@@ -68,6 +68,8 @@ def _transfer(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, done
     near = min(cluster.node_ranks, schedule.ep)
     outside = done.link_bytes * (schedule.ep - near) / max(1, schedule.ep - 1)
     at = {"mb": done.link_bytes / 1e6, "outside": outside / 1e6, "ranks": schedule.ep, **_sms(step)}
+    if schedule.node(step).info.one_sided and Resource.SMS in impl.occupies:
+        at["moved"] = done.hbm_bytes / 1e6
     there = least(device, impl, at)
     return there.floor + there.slope * ratio(device, impl, at)
 

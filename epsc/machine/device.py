@@ -70,7 +70,7 @@ class Device:
     @cached_property
     def table(self) -> dict[tuple[str, str], Table]:
         """By op kind and implementation."""
-        return {(table.kind, table.impl): table for table in self.tables}
+        return {(kind, table.impl): table for table in self.tables for kind in table.kinds}
 
     @cached_property
     def beside(self) -> dict[tuple[str, str], Beside]:

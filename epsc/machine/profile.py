@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from epsc.ir.errors import Diagnostic, EpsError, Faults, did_you_mean
+from epsc.ir.kinds import KINDS
 from epsc.machine.device import Device, Origin
 from epsc.machine.tables import COORDINATES, VALUES, Beside, Table
 
@@ -210,10 +211,9 @@ def _profile(said: dict[str, Any], name: str, base: Profile | None, reader: _Rea
                 numbers[key] = _chip(values[key], key, reader)
             elif base is None and key == "backend":
                 reader.fault("chip.backend", "it is missing: `cuda` or `cpu`")
-    tables = _merge(base.device.table if base else {}, _tables(said, measured, reader), lambda t: (t.kind, t.impl))
-    besides = _merge(
-        base.device.beside if base else {}, _besides(said, measured, reader), lambda b: (b.transfer, b.compute)
-    )
+    # Of two tables of one kind and implementation the later counts: the base's stand first.
+    tables = (*(base.device.tables if base else ()), *_tables(said, measured, reader))
+    besides = (*(base.device.besides if base else ()), *_besides(said, measured, reader))
     if reader.faults.errors:
         return None
     made = dict(
@@ -241,10 +241,6 @@ def _chip(value: Any, key: str, reader: _Reader) -> Any:
     return tuple(value)
 
 
-def _merge(old: dict[Any, Any], new: list[Any], key: Any) -> tuple[Any, ...]:
-    return tuple({**old, **{key(item): item for item in new}}.values())
-
-
 def _entries(said: dict[str, Any], name: str, reader: _Reader) -> list[tuple[str, dict[str, Any]]]:
     found = said.get(name, [])
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
@@ -257,7 +253,12 @@ def _tables(said: dict[str, Any], measured: bool, reader: _Reader) -> list[Table
     found = []
     for where, item in _entries(said, "rate", reader):
         reader.unknown(item, ("kind", "impl", "origin", "columns", "points", "measured", "element", "floor_us"), where)
-        kind, impl, origin = (reader.text(item, key, where) for key in ("kind", "impl", "origin"))
+        impl, origin = (reader.text(item, key, where) for key in ("impl", "origin"))
+        said_kinds = item.get("kind")
+        kinds = said_kinds if isinstance(said_kinds, list) else [said_kinds]
+        for kind in kinds or [None]:
+            if kind not in KINDS:
+                reader.fault(f"{where}kind", f"`{kind}` is no kind of op", did_you_mean(str(kind), KINDS))
         columns = item.get("columns")
         if not isinstance(columns, list) or len(columns) < 2:
             reader.fault(f"{where}columns", "it must list coordinates, and the value last")
@@ -281,7 +282,7 @@ def _tables(said: dict[str, Any], measured: bool, reader: _Reader) -> list[Table
         element = int(reader.number(item.get("element", 2), f"{where}element", 1))
         floor = reader.number(item["floor_us"], f"{where}floor_us") * 1e-6 if "floor_us" in item else None
         marked = reader.flag(item, "measured", where, measured)
-        found.append(Table(kind, impl, tuple(columns), points, origin, marked, element, floor))
+        found.append(Table(tuple(kinds), impl, tuple(columns), points, origin, marked, element, floor))
     return found
 
 

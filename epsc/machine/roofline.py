@@ -68,11 +68,16 @@ def rows_pass(device: Device, at: Point, launches: int = 1) -> Least:
 
 
 def transfer(device: Device, at: Point, floor: float, copies: bool = False) -> Least:
-    """Sends `mb` megabytes to other ranks, `outside` of them to other nodes; by copy engines or by SMs."""
+    """Sends `mb` megabytes to other ranks, `outside` of them to other nodes; by copy engines, or by SMs, which
+    for a one-sided transfer read and write `moved` megabytes of memory."""
     line = device.copy_bytes_per_s if copies else device.intra_bytes_per_s * _of(at, device.transfer_sms)
     outside = at.get("outside", 0.0)
     inside = at["mb"] - outside
-    return Least(floor=floor, link=max(inside * 1e6 / line, outside * 1e6 / device.inter_bytes_per_s))
+    return Least(
+        floor=floor,
+        memory=at.get("moved", 0.0) * 1e6 / (device.hbm_bytes_per_s * _of(at, device.memory_sms)),
+        link=max(inside * 1e6 / line, outside * 1e6 / device.inter_bytes_per_s),
+    )
 
 
 def floor_of(device: Device, kind: str, impl: str) -> float:

@@ -36,9 +36,9 @@ Point = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Table:
-    """What was measured of one implementation of an op kind."""
+    """What was measured of one implementation of an op kind, or of several kinds that it serves alike."""
 
-    kind: str
+    kinds: tuple[str, ...]
     impl: str
     columns: tuple[str, ...]
     """Coordinates, the one to interpolate along first; the value last."""

@@ -39,6 +39,8 @@ class Work:
     """The part of `hbm_bytes` that are weights."""
     padding_bytes: float = 0.0
     """The part of `hbm_bytes` that copies rows to padded places and back, in launches of their own."""
+    after_bytes: float = 0.0
+    """Read and written by an activation in a launch of its own; not part of `hbm_bytes`."""
     link_bytes: float = 0.0
     """Rows that leave for another rank; as many come in."""
     launches: int = 0
@@ -70,12 +72,15 @@ def work(schedule: Schedule, step: Step, load: int, backend: str = "cuda") -> Wo
     writes = sum(bytes_of(ref, schedule, node, load) for ref in dict.fromkeys(step.writes))
     weights = _weight_bytes(schedule, step)
     launches = impl.cost.launches or max(1, group_experts(step, schedule))
-    flops, moved, padding, link = 0.0, reads + writes + weights, 0.0, 0.0
-    if node.kind in ("gemm", "expert_gemm", "expert_gemm_act", "route"):
+    flops, moved, padding, after, link = 0.0, reads + writes + weights, 0.0, 0.0, 0.0
+    if node.kind == "route" or (node.info.role is Role.COMPUTE and node.params):
         flops = 2 * rows * _weight_elements_per_row(schedule, step)
     if impl.cost.activation_after and isinstance(node.attrs, ExpertGemmActAttrs):
+        # The product writes gate and up, and the activation reads them to write what the step does.
         launches += 1
-        moved += 2 * writes * node.attrs.out / node.attrs.width  # the wide rows, written and read again
+        wide = writes * node.attrs.out / node.attrs.width
+        moved += wide - writes
+        after = wide + writes
     if impl.cost.padding:
         padding = 2 * (reads + writes)
         moved += padding
@@ -88,8 +93,9 @@ def work(schedule: Schedule, step: Step, load: int, backend: str = "cuda") -> Wo
         moved = writes * (1 + getattr(node.attrs, "top_k", 1))
     if node.info.role is Role.TRANSFER:
         link = writes * remote_share(schedule, step)
-        moved = 2 * writes
-    return Work(flops, moved, weights, padding, link, launches, rows)
+        # A collective moves what it writes; one that gathers or sums what it sends reads that.
+        moved = writes + (reads if node.info.one_sided else writes)
+    return Work(flops, moved, weights, padding, after, link, launches, rows)
 
 
 def _weight_bytes(schedule: Schedule, step: Step) -> float:
