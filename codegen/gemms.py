@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from epsc.codegen.functions import Function
+from epsc.codegen.lines import call
 from epsc.codegen.names import Names, string
 from epsc.ir.attrs import ActAttrs, ExpertGemmActAttrs, ExpertGemmAttrs
 from epsc.ir.graph import Node
@@ -102,7 +103,8 @@ class Gemms:
         args = ", ".join(name.partition(":")[0] for name in parameters[:-1])
         if impl == "persistent":
             doc = f"`persistent_gemm`, with {by['torch']} of the sums before they are stored."
-            body = [f"return {self._product(act)}(rows, weight.mT, ends[part.ends], out, programs_for(rows))"]
+            args = "rows, weight.mT, ends[part.ends], out, programs_for(rows), expected=part.mean_rows"
+            body = call(f"return {self._product(act)}", args.split(", "))
         else:
             doc = f"`{gemm}`, then {by['torch']}."
             made = f"{gemm}({args})"

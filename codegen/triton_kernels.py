@@ -117,7 +117,8 @@ def tiles() -> str:
 
 
 def expert_gemm(name: str, attrs: ActAttrs | None = None) -> str:
-    """`name(rows, weight, ends, out, programs=0)`: each expert on its rows, then the gated activation of `attrs`."""
+    """`name(rows, weight, ends, out, programs=0, expected=0)`: each expert on its rows, then the gated activation of
+    `attrs`."""
     weights = "weight.load([expert, column, deep])"
     out_columns, stored = "COLUMNS", "COLUMNS // 2"
     epilogue = [
@@ -141,7 +142,7 @@ def expert_gemm(name: str, attrs: ActAttrs | None = None) -> str:
         wide = "2 * out"
         describe = [
             "# Gate and up of an expert are a dimension of their own, so that one load takes rows of both.",
-            "shape, block = [2 * experts, width, deep], [2, tile.columns // 2, tile.depth]",
+            "shape, block = [2 * experts, wide // 2, deep], [2, tile.columns // 2, tile.depth]",
         ]
         if attrs.interleaved:
             weights = "weight.load([expert, 2 * column, deep])"
@@ -158,7 +159,7 @@ def expert_gemm(name: str, attrs: ActAttrs | None = None) -> str:
         doc=doc,
         wide=wide,
         describe=describe,
-        choose="".join(f"{tile} if len(rows) < {rows} * experts else " for rows, tile in TILES) + str(TILE),
+        choose="".join(f"{tile} if each < {rows} else " for rows, tile in TILES) + str(TILE),
     )
 
 

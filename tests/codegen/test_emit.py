@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from epsc.codegen import emit
+from epsc.codegen.gemms import FUNCTIONS
 from epsc.codegen.reserved import FILE, MODULE
 from epsc.driver import plan, understand
 from epsc.ir.errors import EpsError
@@ -70,6 +71,8 @@ def test_all_names_of_the_file_are_reserved(layer: str, schedule: str) -> None:
             defined |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
     acts = ("swiglu", "geglu", "relu2", "sigmoid")
     own = {"route", *acts, *(f"triton_{act}" for act in acts), *(f"triton_{act}_kernel" for act in acts)}
+    own |= {f"{impl}_{act}" for impl in FUNCTIONS for act in acts}
+    own |= {f"{act}_product{suffix}" for act in acts for suffix in ("", "_kernel")}
     layer_class = {n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name not in FILE}
     assert len(layer_class) == 1
     assert defined - own - layer_class <= FILE

@@ -131,24 +131,46 @@ schedule whole { use persistent for gate_up, down }
 schedule cut {
   split sent, h, back by expert_group into 2
   use persistent for gate_up, down
+}
+schedule apart {
+  split sent, h, back by expert_group into 2
+  use persistent for gate_up, down
   use torch for h, back
 }
+schedule by_load {
+  split sent, h, back by tokens into 2
+  use persistent for gate_up when rows > 8 else dense when device == cpu else batched
+}
 """
+PAIRS = PRODUCTS.replace(
+    "swiglu(gemm(sent, gate_up, 2*16))", "swiglu(gemm(sent, gate_up, 2*16), limit=0.5, alpha=1.7, interleaved=true)"
+)
 
 
-@pytest.mark.parametrize("schedule", ["whole", "cut"])
+@pytest.mark.parametrize(
+    ("text", "schedule", "kind"),
+    [
+        (PRODUCTS, "whole", "expert_gemm_act"),
+        (PAIRS, "whole", "expert_gemm_act"),
+        (PRODUCTS, "cut", "expert_gemm_act"),
+        (PRODUCTS, "apart", "activation"),
+        (PRODUCTS, "by_load", "expert_gemm_act"),
+    ],
+    ids=["halves", "pairs", "cut", "apart", "by_load"],
+)
 def test_persistent_products_agree_with_the_oracle(
-    schedule: str, interpreted: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: str, schedule: str, kind: str, interpreted: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = understand(Source("products.eps", PRODUCTS))
+    layer = understand(Source("products.eps", text))
     made = plan(layer, schedule)
+    assert made.schedule.graph.node["h"].kind == kind
     program = load(program_of(made).text, tmp_path, monkeypatch)
     module = program.Products(device="cpu", dtype=torch.float16)
     weights = random_weights(layer.said, 0, torch.float16)
     module.load(weights)
     module.run.poison = True
     exact = {name: weight.float() for name, weight in weights.items()}
-    for tokens in (0, 1, 9):
+    for tokens in (0, 1, 19):
         inputs = random_inputs(layer.said, tokens, 0, torch.float16)
         (right,) = interpret(layer.said, {name: x.float() for name, x in inputs.items()}, exact)
         torch.testing.assert_close(module(*inputs.values()).float(), right, rtol=1e-2, atol=1e-2)
@@ -171,5 +193,19 @@ def test_programs_take_the_persistent_kernel_only_where_it_can_run() -> None:
             "exact": PRODUCTS.replace("bf16", "fp32"),
         }.items()
     }
-    taken = {name: "persistent" in p.schedule.step["gate_up"].impl.names for name, p in made.items()}
-    assert taken == {"plain": True, "biased": False, "narrow": False, "exact": False}
+    joined = {name for name, p in made.items() if p.schedule.graph.node["h"].kind == "expert_gemm_act"}
+    assert joined == {"plain"}
+    assert str(made["plain"].schedule.step["h"].impl) == "persistent when device == cuda else grouped"
+    for name in made.keys() - joined:
+        assert "persistent" not in made[name].schedule.step["gate_up"].impl.names
+
+
+def test_an_activation_in_the_epilogue_is_in_the_program_once_and_alone() -> None:
+    text = program_of(plan(understand(Source("p.eps", PRODUCTS)), "whole")).text
+    assert text.count("def swiglu_product_kernel(") == text.count("def persistent_swiglu(") == 1
+    assert "def triton_swiglu(" not in text, "nothing makes an activation in a launch of its own"
+    assert "rows.new_empty(len(rows), weight.shape[-1])" not in text, "nothing is stored in between"
+    # What may run on CUDA without the epilogue takes the kernel for the activation there.
+    text = program_of(plan(understand(Source("p.eps", PRODUCTS)), "by_load")).text
+    assert text.count("def triton_swiglu(") == text.count("def batched_swiglu(") == text.count("def dense_swiglu(") == 1
+    assert "activation = triton_swiglu if rows.is_cuda else swiglu" in text

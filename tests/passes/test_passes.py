@@ -8,6 +8,7 @@ import pytest
 
 from epsc.ir.dims import Axis
 from epsc.ir.errors import EpsError
+from epsc.ir.graph import Graph
 from epsc.ir.schedule import Hazard, Schedule
 from epsc.proof.verify import prove
 from tests.proof.schedules import compiled
@@ -55,7 +56,7 @@ def test_choose_takes_what_the_schedule_says_else_the_option_else_the_only_one()
 
 
 def test_choose_takes_what_needs_cuda_on_cuda_only() -> None:
-    made = decided()
+    made = decided(passes="fuse{epilogue=false}")
     for key in ("h", "back.ungroup", "back", "mlp.act"):
         assert str(made.step[key].impl) == "triton when device == cuda else torch"
     for key in ("sent", "sent.permute", "mlp.gate_up", "return"):
@@ -95,13 +96,79 @@ def test_fuse_joins_the_sum_with_the_unpermute_unless_told_not_to() -> None:
     assert [n.kind for n in plain.graph.nodes if n.origin == "back"][-2:] == ["unpermute", "weighted_sum"]
 
 
+@pytest.mark.parametrize(
+    "directives",
+    [
+        "",
+        "use persistent for up",
+        "use persistent for up when mean_rows > 8 else dense",
+        "use grouped for down  use torch for mlp, back",
+        "split sent, h, back by expert_group into 2",
+        "split sent, up, h, back by expert_group into 2  run h, up on other",
+        "run mlp before up  run mlp beside h",
+    ],
+)
+def test_fuse_joins_an_expert_gemm_and_its_activation(directives: str) -> None:
+    node = decided(directives).graph.node["h"]
+    assert (node.kind, node.params, node.origin, node.also) == ("expert_gemm_act", ("up",), "h", ("up",))
+    assert "up" not in decided(directives).graph.node
+
+
+@pytest.mark.parametrize(
+    "directives",
+    [
+        "use grouped for up",
+        "use dense for up when rows < 8 else batched",
+        "use torch for h",
+        "use persistent for up  use triton for h",
+        "run up on here  run h on there",
+        "run up on here  run h on compute",
+    ],
+)
+def test_fuse_keeps_apart_what_the_schedule_speaks_of_apart(directives: str) -> None:
+    graph = decided(directives).graph
+    assert (graph.node["up"].kind, graph.node["h"].kind) == ("expert_gemm", "activation")
+
+
+def test_fuse_keeps_apart_what_is_cut_differently() -> None:
+    bound = BLOCK.replace("h    = swiglu(gemm(sent, up, 64))", "g = gemm(sent, up, 64)\n  h = swiglu(g)")
+    cuts = "split g by expert_group into 2  split h by expert_group into 5"
+    made = compiled(f"{bound}\ncluster c {{ ep = 2 }}\nschedule s {{ {cuts} }}").schedule
+    assert (len(keys(made, "g")), len(keys(made, "h"))) == (2, 5)
+
+
+def test_fuse_leaves_what_the_persistent_kernel_cannot_run_or_others_read() -> None:
+    for old, new in (
+        ("up, 64)", "up, 64, bias=true)"),
+        ("up, 64)", "up, 64, transposed=true)"),
+        ("up, 64)", "up, 36)"),
+        ("swiglu(gemm(sent", "relu(gemm(sent"),
+        ("bf16", "fp32"),
+    ):
+        assert compiled(BLOCK.replace(old, new)).schedule.graph.node["h"].kind == "activation", new
+    twice = BLOCK.replace("h    = swiglu(gemm(sent, up, 64))", "g = gemm(sent, up, 64)  h = swiglu(g) + geglu(g)")
+    assert "expert_gemm_act" not in {node.kind for node in compiled(twice).schedule.graph.nodes}
+    plain = decided(passes="fuse{epilogue=false}")
+    assert plain.graph.node["h"].kind == "activation" and plain.graph.node["back"].kind == "unpermute_sum"
+
+
+def test_what_is_joined_is_found_by_every_name_that_it_had() -> None:
+    bound = BLOCK.replace("h    = swiglu(gemm(sent, up, 64))", "g = gemm(sent, up, 64)\n  h = swiglu(g)")
+    for name in ("g", "up", "h"):
+        made = compiled(f"{bound}\ncluster c {{ ep = 2 }}\nschedule s {{ run {name} on other }}").schedule
+        assert made.step["h"].lane == "other" and made.graph.node["h"].also == ("g", "up")
+        assert Graph.parse(str(made.graph)) == made.graph
+    in_stack = decided("run up on other", layers=2)
+    assert [step.node for step in in_stack.steps if step.lane == "other"] == ["layers.0.h", "layers.1.h"]
+
+
 # --- chunk ------------------------------------------------------------------------------------------------------------
 
 
 def test_chunks_of_expert_groups_cut_what_lies_between_the_transfers() -> None:
     made = decided("split sent, h, back by expert_group into 3")
     cut = {step.node for step in made.steps if step.cuts}
-    assert cut == {"sent.all2all", "sent", "up", "h", "down", "back.ungroup", "back.all2all"}
+    assert cut == {"sent.all2all", "sent", "h", "down", "back.ungroup", "back.all2all"}
     assert all(len(keys(made, node)) == 3 for node in cut)
     assert str(made.layouts[0]) == "layout sent: expert_group 3"
 
@@ -129,7 +196,7 @@ def test_chunk_options_replace_axis_and_count() -> None:
 
 def test_local_compute_may_be_cut_where_transfers_are_not() -> None:
     made = decided("split h by expert_group into 5")
-    assert len(keys(made, "up")) == 5 and len(keys(made, "sent.all2all")) == 1
+    assert len(keys(made, "h")) == 5 and len(keys(made, "sent.all2all")) == 1
     assert str(made.layouts[0]) == "layout sent: whole"
 
 
@@ -181,6 +248,7 @@ def test_transfers_that_share_sms_share_a_lane_and_gemms_get_the_rest() -> None:
     assert {made.graph.node[s.node].kind: s.sms for s in made.steps if s.sms} == {
         "exchange": 20,
         "all2all": 20,
+        "expert_gemm_act": 112,
         "expert_gemm": 112,
         "gemm": 112,
     }
@@ -189,17 +257,17 @@ def test_transfers_that_share_sms_share_a_lane_and_gemms_get_the_rest() -> None:
 def test_two_reservations_are_two_lanes() -> None:
     made = decided("reserve 20 sms for sent  reserve 12 sms for back")
     assert (lanes(made)["sent.all2all"], lanes(made)["back.all2all"]) == ("dispatch", "combine")
-    assert made.step["up"].sms == 100
+    assert made.step["h"].sms == 100
 
 
 def test_gemms_on_two_lanes_share_what_is_left() -> None:
     made = decided("reserve 32 sms for sent, back  run mlp on other")
-    assert made.step["up"].sms == made.step["mlp"].sms == 50
+    assert made.step["h"].sms == made.step["mlp"].sms == 50
 
 
 def test_run_on_names_a_lane() -> None:
     made = decided("run sent on inter  run mlp on other")
-    assert (lanes(made)["sent.all2all"], lanes(made)["mlp.act"], lanes(made)["up"]) == ("inter", "other", "compute")
+    assert (lanes(made)["sent.all2all"], lanes(made)["mlp.act"], lanes(made)["h"]) == ("inter", "other", "compute")
 
 
 def test_compute_beside_compute_gets_a_lane_of_its_own() -> None:
@@ -211,7 +279,7 @@ def test_compute_beside_compute_gets_a_lane_of_its_own() -> None:
 def test_no_overlap_is_one_lane_that_is_still_cut(directives: str, passes: str) -> None:
     made = decided(f"split sent, h, back by expert_group into 2  reserve 16 sms for sent, back  {directives}", passes)
     assert set(lanes(made).values()) == {"compute", "host"}
-    assert len(keys(made, "up")) == 2 and not any(step.sms for step in made.steps)
+    assert len(keys(made, "h")) == 2 and not any(step.sms for step in made.steps)
 
 
 @pytest.mark.parametrize(
@@ -250,9 +318,9 @@ def test_dispatches_on_a_shared_lane_run_two_chunks_ahead() -> None:
 def test_chunks_take_turns(axis: str) -> None:
     """Chunk i's combine is issued before the work of chunk i + 1 is done, and its sum after that work."""
     made = decided(f"split sent, h, back by {axis} into 3")
-    assert place(made, f"back.all2all[{axis}:0/3]") < place(made, f"up[{axis}:1/3]") < place(made, f"up[{axis}:2/3]")
+    assert place(made, f"back.all2all[{axis}:0/3]") < place(made, f"h[{axis}:1/3]") < place(made, f"h[{axis}:2/3]")
     if axis == "tokens":
-        assert place(made, "down[tokens:1/3]") < place(made, "back[tokens:0/3]") < place(made, "up[tokens:2/3]")
+        assert place(made, "down[tokens:1/3]") < place(made, "back[tokens:0/3]") < place(made, "h[tokens:2/3]")
 
 
 @pytest.mark.parametrize("axis", ["expert_group", "tokens"])
