@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from epsc import driver
+from epsc.commands.bench import bench
 from epsc.commands.options import compile_options, file_argument, fits, options_of, schedule_option
 from epsc.commands.report import EXIT_INPUT, EXIT_PROGRAM, count, report
 from epsc.ir.errors import Diagnostic, EpsError
@@ -301,6 +302,9 @@ def demo(nproc: int | None, keep: Path | None) -> None:
     from epsc import demo as the_demo  # noqa: PLC0415 - starts programs
 
     sys.exit(the_demo.main(nproc, keep))
+
+
+cli.add_command(bench)
 
 
 if __name__ == "__main__":

@@ -8,18 +8,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from benchmarks.handwritten import (
-    SUMS,
-    AllGather,
-    AllToAll,
-    Layer,
-    Replicated,
-    Shape,
-    error,
-    make_weight,
-    make_weights,
-    reference,
-)
+from epsc.bench.handwritten import SUMS, AllGather, AllToAll, Layer, Replicated
+from epsc.bench.reference import clear_tokens, error, reference
+from epsc.bench.shape import Shape
+from epsc.bench.weights import make_weights
 
 V2 = Shape("v2", hidden=32, width=16, experts=16, top_k=4, shared=24, groups=8, top_groups=3, scale=16.0)
 V3 = replace(
@@ -31,7 +23,7 @@ CPU = torch.device("cpu")
 
 def naive(shape: Shape, x: torch.Tensor) -> torch.Tensor:
     """Token by token, expert by expert, in fp64."""
-    weights = {n: w.double() for n, w in make_weights(shape, range(shape.experts), torch.float32, CPU).items()}
+    weights = {n: w.double() for n, w in make_weights(shape.weights, range(shape.experts), torch.float32, CPU).items()}
     out = torch.zeros_like(x, dtype=torch.float64)
 
     def mlp(v: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -63,13 +55,18 @@ def inputs(shape: Shape, rank: int, tokens: int) -> torch.Tensor:
 def layer(kind: type[Layer], shape: Shape, rank: int, world: int, sum_by: str = "bag") -> Layer:
     local = shape.experts // world
     mine = range(rank * local, (rank + 1) * local) if kind.sharded else range(shape.experts)
-    return kind(shape, make_weights(shape, mine, torch.float32, CPU), sum_by=sum_by)
+    return kind(shape, make_weights(shape.weights, mine, torch.float32, CPU), sum_by=sum_by)
 
 
 @pytest.mark.parametrize("shape", [V2, V3, MIXTRAL], ids=lambda s: s.name)
 def test_reference_is_the_layer(shape: Shape) -> None:
     x = inputs(shape, 0, 21)
-    ((y, clear),) = reference(shape, [x], lambda n, e: make_weight(shape, n, e, torch.float32, CPU))
+    weights = make_weights(shape.weights, range(shape.experts), torch.float32, CPU)
+
+    def raw(name: str, expert: int | None = None) -> torch.Tensor:
+        return weights[name] if expert is None else weights[name][expert]
+
+    y, clear = reference(shape, x, raw), clear_tokens(shape.router, x, raw)
     assert clear.sum() > 18
     assert error(y[clear], naive(shape, x)[clear]) < 1e-5
 

@@ -5,96 +5,24 @@
 `Replicated`   no expert parallelism: every rank holds all experts, and nothing travels
 
 All three take x[tokens, hidden] of this rank and return y[tokens, hidden]; plain torch, one stream, no epsc. NCCL with
-bf16 or gloo with fp32. `reference` says what they should return.
+bf16 or gloo with fp32.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from epsc.bench.shape import Shape
+
 # Newer names first; the older ones are what the same functions were called before.
 grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a layer is: sizes in elements, and its router. Experts and the shared MLP are SwiGLU without biases."""
-
-    name: str
-    hidden: int
-    width: int
-    """Of an expert: its gate_up is [2*width, hidden], its down [hidden, width]."""
-    experts: int
-    top_k: int
-    shared: int = 0
-    """Width of the shared MLP; 0: there is none."""
-    score: str = "softmax"
-    choice_bias: bool = False
-    groups: int = 1
-    top_groups: int = 1
-    group_by: str = "max"
-    renorm: bool = False
-    scale: float = 1.0
-
-    @property
-    def weights(self) -> dict[str, tuple[tuple[int, ...], float]]:
-        """Name -> shape with all experts, and scale of made-up numbers. Names are those that epsc gives."""
-        h, w, e = self.hidden, self.width, self.experts
-        found: dict[str, tuple[tuple[int, ...], float]] = {"r.weight": ((e, h), h**-0.5)}
-        if self.choice_bias:
-            found["r.choice_bias"] = ((e,), 0.02 if self.score == "sigmoid" else 0.1 / e)
-        found |= {"gate_up": ((e, 2 * w, h), h**-0.5), "down": ((e, h, w), w**-0.5)}
-        if self.shared:
-            found["mlp.gate_up"] = ((2 * self.shared, h), h**-0.5)
-            found["mlp.down"] = ((h, self.shared), self.shared**-0.5)
-        return found
-
-    def flops(self, tokens: int) -> float:
-        """Floating-point operations on one rank for so many tokens per rank, evenly routed; the router left out."""
-        return 6.0 * tokens * self.hidden * (self.top_k * self.width + self.shared)
-
-
-SHARDED = ("gate_up", "down")
-
-
-def normal(key: str, shape: tuple[int, ...], scale: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`scale` times standard normal numbers, the same for the same key on the same kind of device."""
-    generator = torch.Generator(device).manual_seed(zlib.crc32(key.encode()))
-    return torch.randn(shape, generator=generator, device=device).mul_(scale).to(dtype)
-
-
-def make_weight(
-    shape: Shape, name: str, expert: int | None, dtype: torch.dtype, device: torch.device, seed: int = 0
-) -> Tensor:
-    """One weight, or one expert's share of it. Every rank makes the same, so no rank needs them all."""
-    size, scale = shape.weights[name]
-    if expert is None:
-        return normal(f"{seed}/{name}", size, scale, dtype, device)
-    return normal(f"{seed}/{name}/{expert}", size[1:], scale, dtype, device)
-
-
-def make_weights(
-    shape: Shape, experts: range, dtype: torch.dtype, device: torch.device, seed: int = 0
-) -> dict[str, Tensor]:
-    """All weights of a layer, with only `experts` of the sharded ones."""
-    made = {}
-    for name, (size, _) in shape.weights.items():
-        if name not in SHARDED:
-            made[name] = make_weight(shape, name, None, dtype, device, seed)
-            continue
-        made[name] = torch.empty(len(experts), *size[1:], dtype=dtype, device=device)
-        for out, expert in zip(made[name], experts, strict=True):
-            out.copy_(make_weight(shape, name, expert, dtype, device, seed))
-    return made
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -323,67 +251,23 @@ class Replicated(Layer):
         made = self.experts(x.index_select(0, order // self.shape.top_k), counts)
         return self.with_shared(x, self.sum_by(made, order, weights))
 
+    def capture(self, tokens: int) -> Callable[[Tensor], Tensor]:
+        """The same as a CUDA graph for so many tokens; what it returns is overwritten by its next call."""
+        held = self.weights["gate_up"].new_zeros(tokens, self.shape.hidden)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self(held)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Threads of NCCL look at events meanwhile, which only a capture of this thread alone allows.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            made: Tensor = self(held)
 
-# --- what they should return ------------------------------------------------------------------------------------------
+        def replay(x: Tensor) -> Tensor:
+            held.copy_(x)
+            graph.replay()
+            return made
 
-
-@torch.no_grad()
-def reference(
-    shape: Shape, inputs: list[Tensor], weight: Callable[[str, int | None], Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each x[tokens, hidden] of `inputs`: y fp32[tokens, hidden], and which tokens are `clear`, bool[tokens].
-
-    Expert after expert, in fp32 throughout. `weight(name, expert)` gives one weight, or one expert's share of it; each
-    is asked for once, because making it may be slow. A token is not clear when its choice of experts is a near tie,
-    which rounding may decide either way: such tokens prove nothing.
-    """
-
-    def get(name: str, expert: int | None = None) -> Tensor:
-        return weight(name, expert).float()
-
-    router, bias = get("r.weight"), get("r.choice_bias") if shape.choice_bias else None
-    xs, chosen, results, clear = [x.float() for x in inputs], [], [], []
-    for x in xs:
-        logits = x @ router.T
-        chosen.append(_choose(logits, bias, shape))
-        sure = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        for nudge in (3e-5, -3e-5):
-            signs = torch.arange(shape.experts, device=x.device).remainder(2) * 2 - 1
-            sure &= ((_choose(logits + nudge * signs, bias, shape) > 0) == (chosen[-1] > 0)).all(-1)
-        clear.append(sure)
-        results.append(torch.zeros_like(x))
-    for expert in range(shape.experts):
-        gate_up, down = get("gate_up", expert), get("down", expert)
-        for x, weights, y in zip(xs, chosen, results, strict=True):
-            tokens = weights[:, expert].nonzero().squeeze(1)
-            gate, up = (x[tokens] @ gate_up.T).chunk(2, dim=-1)
-            y[tokens] += ((F.silu(gate) * up) @ down.T) * weights[tokens, expert].unsqueeze(1)
-    if shape.shared:
-        gate_up, down = get("mlp.gate_up"), get("mlp.down")
-        for x, y in zip(xs, results, strict=True):
-            gate, up = (x @ gate_up.T).chunk(2, dim=-1)
-            y += (F.silu(gate) * up) @ down.T
-    yield from zip(results, clear, strict=True)
-
-
-def _choose(logits: Tensor, choice_bias: Tensor | None, shape: Shape) -> Tensor:
-    """logits[tokens, experts] -> the weight of each expert for each token, 0 where it was not chosen."""
-    scores = logits.softmax(-1) if shape.score == "softmax" else logits.sigmoid()
-    choice = (scores if choice_bias is None else scores + choice_bias).unflatten(-1, (shape.groups, -1))
-    if shape.groups > 1:
-        best = choice.sort(-1, descending=True).values[..., : 1 if shape.group_by == "max" else 2].sum(-1)
-        least = best.sort(-1, descending=True).values[:, shape.top_groups - 1, None]
-        choice = choice.where((best >= least).unsqueeze(-1), -torch.inf)
-    choice = choice.flatten(1)
-    least = choice.sort(-1, descending=True).values[:, shape.top_k - 1, None]
-    weights = scores * (choice >= least)
-    if shape.renorm:
-        weights = weights / weights.sum(-1, keepdim=True)
-    return weights * shape.scale
-
-
-def error(got: Tensor, wanted: Tensor) -> float:
-    """|got - wanted| / |wanted|; NaN, infinity or another shape is never small."""
-    if got.shape != wanted.shape or not got.isfinite().all():
-        return float("inf")
-    return float((got.float() - wanted).norm() / wanted.norm().clamp_min(1e-30))
+        return replay

@@ -1,0 +1,3 @@
+from epsc.bench.run import main
+
+main()
