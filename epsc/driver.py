@@ -200,11 +200,9 @@ def plan(layer: Layer, schedule: str | None = None) -> Plan:
     if decl.auto:
         from epsc.passes.auto import search  # noqa: PLC0415 - the simulator is not needed to prove what is written down
 
-        best, asked = search(layer.graph, layer.numbers, cluster, layer.load[1], options.pipeline)
-        if options.watch:  # the passes of the one that was chosen, not of all that were asked about
-            _decide(layer, replace(best.decl, name=decl.name))
-        chosen = replace(best.decision.schedule, name=decl.name)
-        return Plan(layer, chosen, best.decision.warnings, tuple(asked))
+        best, asked = search(layer.said, layer.graph, layer.numbers, cluster, layer.load[1], options.pipeline)
+        decision = _decide(layer, replace(best.decl, name=decl.name))
+        return Plan(layer, decision.schedule, decision.warnings, tuple(asked))
     decision = _decide(layer, decl)
     return Plan(layer, decision.schedule, decision.warnings)
 

@@ -1,26 +1,38 @@
-"""auto: the schedule that the machine model says is fastest, serial included."""
+"""auto: the schedule that the machine model says is fastest, serial included.
+
+Candidates are schedules as a user would write them, so the one that is chosen can be printed, kept and changed. They
+are ranked by simulating what the passes make of them; only the one that is taken is proven. The same input gives the
+same answer on every rank: nothing here is random, measured or local.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from epsc.ir.attrs import RowsAttrs
+from epsc.ir.attrs import Direction, RowsAttrs, TransferAttrs
 from epsc.ir.dims import Axis
-from epsc.ir.errors import Faults
+from epsc.ir.errors import EpsError, Faults
 from epsc.ir.graph import Graph
-from epsc.ir.schedule import Schedule
-from epsc.ir.spec import Beside, Number, Reserve, ScheduleDecl, Split, Target
-from epsc.machine.cluster import Cluster
+from epsc.ir.schedule import Schedule, Stage
+from epsc.ir.spec import Beside, Dedup, Directive, LocalReduce, Name, Number, Reserve, ScheduleDecl, Split, Target, Use
+from epsc.machine.cluster import Cluster, Device
 from epsc.machine.simulate import simulate
+from epsc.passes.asks import asks_of
+from epsc.passes.canonicalise import Canonicalise
+from epsc.passes.crossovers import uses
+from epsc.passes.fuse import Fuse
 from epsc.passes.numbers import Numbers
-from epsc.passes.pipeline import PIPELINE, Decision, Pass, decide
+from epsc.passes.pipeline import PIPELINE, Pass, lower
 from epsc.passes.resolve import resolve
 from epsc.passes.wishes import Context
 
 MOST_CHUNKS = 16
-SMS_FOR_TRANSFERS = (0, 16, 24)
-MARGIN = 0.02
-"""A cut plan must be predicted faster than a simpler one by this share, or the simpler one stays: predictions err."""
+SMS_FOR_TRANSFERS = (0, 16, 24, 32)
+MARGIN = 0.05
+"""A cut plan must be predicted faster than a simpler one by this share, or the simpler one stays: predictions err by
+about as much (docs/cost-model.md)."""
+TRANSPORTS: tuple[str, ...] = ("collective",)
+"""How rows may travel: `collective`, and one-sided `put` and `copy`."""
 
 
 @dataclass(frozen=True)
@@ -28,64 +40,135 @@ class Candidate:
     """One schedule that was considered, and its predicted time in seconds at the load it was asked for."""
 
     decl: ScheduleDecl
-    decision: Decision
+    schedule: Schedule
+    """As far as it takes to simulate it: synchronised, not proven."""
     seconds: float
 
 
-def candidates(graph: Graph, ep: int, device_sms: int) -> list[ScheduleDecl]:
-    """Schedules worth asking about, simplest first: serial, then cuts by expert group and by tokens, with and without
-    SMs of their own for the transfers."""
-    routed = [node for node in graph.nodes if node.kind == "regroup"]
-    if not routed:
-        return [ScheduleDecl("serial")]
-    between = {n.origin for n in graph.nodes for v in n.outs if graph.types[v].shape[0].symbol.startswith("rows(")}
-    homes = {n.origin for n in graph.nodes if n.kind == "all2all"}
-    moved = tuple(dict.fromkeys(n.origin for n in graph.nodes if n.kind == "all2all"))
-    inner = tuple(dict.fromkeys(n.origin for n in graph.nodes if n.origin in between | homes))
-    shared = tuple(
-        dict.fromkeys(
-            n.origin
-            for n in graph.nodes
-            if n.kind == "gemm" and n.origin not in between | homes and n.origin != "return"
+@dataclass(frozen=True)
+class _Names:
+    """What the directives of candidates speak of."""
+
+    dispatches: tuple[str, ...]
+    moved: tuple[str, ...]
+    """Dispatches and combines."""
+    inner: tuple[str, ...]
+    """All that a cut cuts: what moves, and what runs on rows that moved."""
+    shared: tuple[str, ...]
+    """Products that need nothing of the experts."""
+
+    @staticmethod
+    def of(graph: Graph) -> _Names:
+        def origins(found: list[str]) -> tuple[str, ...]:
+            return tuple(dict.fromkeys(found))
+
+        moves = [(n, n.attrs) for n in graph.nodes if n.info.moves_rows and isinstance(n.attrs, TransferAttrs)]
+        between = {n.origin for n, _ in moves}
+        between |= {n.origin for n in graph.nodes for v in n.outs if graph.types[v].shape[0].symbol.startswith("rows(")}
+        return _Names(
+            origins([n.origin for n, attrs in moves if attrs.direction is Direction.DISPATCH]),
+            origins([n.origin for n, _ in moves]),
+            origins([n.origin for n in graph.nodes if n.origin in between]),
+            origins([n.origin for n in graph.nodes if n.kind == "gemm" and n.origin not in {*between, "return"}]),
         )
-    )
-    local = min(n.attrs.experts for n in routed if isinstance(n.attrs, RowsAttrs)) // ep
-    cuts = [(Axis.EXPERT_GROUP, n) for n in range(2, min(local, MOST_CHUNKS) + 1) if local % n == 0]
-    cuts += [(Axis.TOKENS, n) for n in (2, 4, 8)]
+
+
+def candidates(graph: Graph, ep: int, device: Device, transports: tuple[str, ...] = TRANSPORTS) -> list[ScheduleDecl]:
+    """Schedules worth asking about, simplest first: serial; transfers beside the shared experts; cuts by expert group
+    and by tokens; each with and without SMs of their own for the transfers, and by each transport."""
+    names = _Names.of(graph)
+    best = uses(graph, ep, device)
     found = [ScheduleDecl("serial")]
-    for axis, count in cuts:
-        for sms in SMS_FOR_TRANSFERS:
-            if sms >= device_sms:
-                continue
-            directives: list[Split | Reserve | Beside] = [Split(_targets(inner), axis, Number(count))]
-            if sms:
-                directives.append(Reserve(Number(sms), _targets(moved)))
-            if shared:
-                directives.append(Beside(_targets(shared), _targets(moved[:1])))
-            found.append(ScheduleDecl(f"{axis}_{count}_sms_{sms}", tuple(directives)))
+    if best:
+        found.append(ScheduleDecl("serial_best_gemms", best))
+    if not names.dispatches:
+        return found
+    local = min(n.attrs.experts for n in graph.nodes if isinstance(n.attrs, RowsAttrs)) // ep
+    cuts: list[tuple[Axis | None, int]] = [(None, 1)]
+    cuts += [(Axis.EXPERT_GROUP, n) for n in range(2, min(local, MOST_CHUNKS) + 1) if local % n == 0]
+    cuts += [(Axis.TOKENS, n) for n in (2, 4, 8)]
+    for transport in transports:
+        travels = _travels(names, transport)
+        for axis, count in cuts:
+            if axis and transport != "collective":
+                continue  # one-sided transfers are not cut
+            for sms in SMS_FOR_TRANSFERS:
+                if sms >= device.sms or (sms and device.backend != "cuda"):
+                    continue
+                directives: list[Directive] = [*travels, *best]
+                if axis:
+                    directives.append(Split(_targets(names.inner), axis, Number(count)))
+                if sms:
+                    directives.append(Reserve(Number(sms), _targets(names.moved)))
+                if names.shared:
+                    directives.append(Beside(_targets(names.shared), _targets(names.dispatches[:1])))
+                if not (axis or names.shared or travels):
+                    continue  # nothing to hide behind: that is serial
+                words = [transport] if travels else []
+                words += [f"{axis}_{count}" if axis else "beside", f"sms_{sms}"]
+                found.append(ScheduleDecl("_".join(words), tuple(directives)))
     return found
 
 
+def _travels(names: _Names, transport: str) -> list[Directive]:
+    if transport == "collective":
+        return []
+    homes = tuple(name for name in names.moved if name not in names.dispatches)
+    made: list[Directive] = [Use((Name(transport),), (), _targets(names.dispatches))]
+    made += [Use((Name("put"),), (), _targets(homes)), LocalReduce(_targets(homes))]
+    return [*made, Dedup(_targets(names.dispatches))] if transport == "put" else made
+
+
 def search(
-    graph: Graph, numbers: Numbers, cluster: Cluster, load: int, pipeline: tuple[Pass, ...] = PIPELINE
+    said: Graph, graph: Graph, numbers: Numbers, cluster: Cluster, load: int, pipeline: tuple[Pass, ...] = PIPELINE
 ) -> tuple[Candidate, list[Candidate]]:
-    """The candidate predicted fastest at `load` tokens per rank, and all that were considered."""
+    """The candidate predicted fastest at `load` tokens per rank, and all that were considered.
+
+    `said` is the graph as the layer says it, `graph` what it is lowered to by collectives.
+    """
     asked: list[Candidate] = []
-    for decl in candidates(graph, cluster.mesh.ep, cluster.device.sms):
-        faults = Faults()
-        wishes = resolve(decl, graph, numbers, cluster.mesh.ep, cluster.device.sms, faults)
-        faults.raise_if_any()
-        decision = decide(graph, Context(wishes, cluster.mesh.ep, cluster.device.sms, cluster.device), pipeline)
-        asked.append(Candidate(decl, decision, _seconds(decision.schedule, cluster, load)))
+    for decl in candidates(graph, cluster.mesh.ep, cluster.device):
+        try:
+            schedule = scheduled(decl, said, graph, numbers, cluster, pipeline)
+        except EpsError:
+            if decl.name == "serial":
+                raise
+            continue  # the layer cannot have this one, as it could not if a user wrote it
+        asked.append(Candidate(decl, schedule, simulate(schedule, cluster, load).total))
+    return best_of(asked), asked
+
+
+def best_of(asked: list[Candidate]) -> Candidate:
+    """The fastest, but of two that are about as fast the simpler one, which stands first."""
     best = asked[0]
     for candidate in asked[1:]:
-        if candidate.seconds < best.seconds * (1 - MARGIN):
+        if candidate.seconds < best.seconds * (1 - (MARGIN if best is asked[0] else 0)):
             best = candidate
-    return best, asked
+    return best
 
 
-def _seconds(schedule: Schedule, cluster: Cluster, load: int) -> float:
-    return simulate(schedule, cluster, load).total
+def scheduled(
+    decl: ScheduleDecl,
+    said: Graph,
+    graph: Graph,
+    numbers: Numbers,
+    cluster: Cluster,
+    pipeline: tuple[Pass, ...] = PIPELINE,
+) -> Schedule:
+    """What the passes make of `decl`, up to its waits, unproven. Raises EpsError when the layer cannot have it."""
+    faults = Faults()
+    asks = asks_of(decl, said, faults)
+    lowered = lower(said, pipeline, asks=asks) if asks else graph
+    wishes = resolve(decl, lowered, numbers, cluster.mesh.ep, cluster.device.sms, faults)
+    faults.raise_if_any()
+    context = Context(wishes, cluster.mesh.ep, cluster.device.sms, cluster.device)
+    schedule: Schedule | None = None
+    for each in pipeline:
+        if isinstance(each, Canonicalise | Fuse) or (schedule and schedule.stage >= Stage.SYNCED):
+            continue
+        schedule = each(lowered if schedule is None else schedule, context)  # type: ignore[arg-type]
+    assert schedule is not None
+    return schedule
 
 
 def _targets(names: tuple[str, ...]) -> tuple[Target, ...]:

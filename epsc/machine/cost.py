@@ -7,6 +7,7 @@ what it was measured at in the device's profile. Routing is taken to be balanced
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from epsc.ir.impls import Bound, Impl, Resource
 from epsc.ir.kinds import Role
@@ -23,11 +24,29 @@ _LOCAL_SHARE = 0.7
 """Share of the memory rate at which the rows of a transfer that stay on their rank are copied, as by index_select."""
 
 
+@dataclass(frozen=True)
+class Priced:
+    """A step with the implementation that its choice takes, what that has to do, and how long it takes alone."""
+
+    impl: Impl
+    work: Work
+    seconds: float
+
+
+def price(schedule: Schedule, step: Step, cluster: Cluster, load: int) -> Priced:
+    """What `step` does and takes alone, once started, when every rank has `load` tokens."""
+    impl = picked(schedule, step, load, cluster.device.backend)
+    done = work(schedule, step, load, cluster.device.backend, impl)
+    return Priced(impl, done, _seconds(schedule, step, cluster, impl, done))
+
+
 def cost(schedule: Schedule, step: Step, cluster: Cluster, load: int) -> float:
-    """Seconds that `step` takes alone, once started, when every rank has `load` tokens."""
+    """The seconds of `price`."""
+    return price(schedule, step, cluster, load).seconds
+
+
+def _seconds(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, done: Work) -> float:
     device = cluster.device
-    impl = picked(schedule, step, load, device.backend)
-    done = work(schedule, step, load, device.backend)
     role = schedule.node(step).info.role
     if role is Role.HOST:
         return device.host_sync_s

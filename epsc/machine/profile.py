@@ -255,7 +255,7 @@ def _tables(said: dict[str, Any], measured: bool, reader: _Reader) -> list[Table
         reader.unknown(item, ("kind", "impl", "origin", "columns", "points", "measured", "element", "floor_us"), where)
         impl, origin = (reader.text(item, key, where) for key in ("impl", "origin"))
         said_kinds = item.get("kind")
-        kinds = said_kinds if isinstance(said_kinds, list) else [said_kinds]
+        kinds: list[Any] = said_kinds if isinstance(said_kinds, list) else [said_kinds]
         for kind in kinds or [None]:
             if kind not in KINDS:
                 reader.fault(f"{where}kind", f"`{kind}` is no kind of op", did_you_mean(str(kind), KINDS))

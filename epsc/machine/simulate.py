@@ -42,16 +42,16 @@ from epsc.ir.kinds import Role
 from epsc.ir.regions import Regions
 from epsc.ir.schedule import HOST_LANE, Schedule, Stage, Step
 from epsc.machine.cluster import Cluster
-from epsc.machine.cost import Costs, cost, demand
+from epsc.machine.cost import Costs, demand, price
 from epsc.machine.roofline import floor_of
 from epsc.machine.timeline import Event, Timeline
-from epsc.machine.work import Work, picked, work
+from epsc.machine.work import Work
 
 _SMS, _COPY = "SMs", "copy engines"
 
 
-def simulate(schedule: Schedule, cluster: Cluster, load: int, costs: Costs = cost) -> Timeline:
-    """The timeline of one rank at `load` tokens per rank, routing balanced.
+def simulate(schedule: Schedule, cluster: Cluster, load: int, costs: Costs | None = None) -> Timeline:
+    """The timeline of one rank at `load` tokens per rank, routing balanced; `costs` say what else steps take alone.
 
     Raises EpsError if steps have no lanes yet, or if some can never start.
     """
@@ -135,7 +135,7 @@ class _Run:
     schedule: Schedule
     cluster: Cluster
     load: int
-    costs: Costs
+    costs: Costs | None
     jobs: dict[str, _Job] = field(default_factory=dict)
     room: dict[str, int] = field(default_factory=dict)
 
@@ -145,12 +145,13 @@ class _Run:
         last: dict[str, str] = {}
         self.room = {_SMS: self.schedule.chip_sms, _COPY: max(1, self.cluster.device.copy_engines)}
         for index, step in enumerate(self.schedule.steps):
-            impl = picked(self.schedule, step, self.load, self.cluster.device.backend)
-            amount = work(self.schedule, step, self.load, self.cluster.device.backend)
+            priced = price(self.schedule, step, self.cluster, self.load)
+            impl, amount, seconds = priced.impl, priced.work, priced.seconds
             takes = self._takes(step, impl)
             for name in takes:
                 self.room.setdefault(name, 1)
-            seconds = self.costs(self.schedule, step, self.cluster, self.load)
+            if self.costs:
+                seconds = self.costs(self.schedule, step, self.cluster, self.load)
             floor = floor_of(self.cluster.device, impl.kind, impl.name)
             self.jobs[step.key] = _Job(
                 index,

@@ -63,10 +63,10 @@ def remote_share(schedule: Schedule, step: Step) -> float:
     return (last - max(first, 1)) / (last - first) if last > max(first, 1) else 0.0
 
 
-def work(schedule: Schedule, step: Step, load: int, backend: str = "cuda") -> Work:
-    """What `step` does when every rank has `load` tokens and routing is balanced."""
+def work(schedule: Schedule, step: Step, load: int, backend: str = "cuda", impl: Impl | None = None) -> Work:
+    """What `step` does when every rank has `load` tokens and routing is balanced; by `impl`, else by its choice's."""
     node = schedule.node(step)
-    impl = picked(schedule, step, load, backend)
+    impl = impl or picked(schedule, step, load, backend)
     rows = row_count(step, schedule, load)
     reads = sum(bytes_of(ref, schedule, node, load) for ref in dict.fromkeys(step.reads))
     writes = sum(bytes_of(ref, schedule, node, load) for ref in dict.fromkeys(step.writes))

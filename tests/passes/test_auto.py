@@ -1,0 +1,105 @@
+"""auto: what it considers, what it takes, and that it is the same every time."""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from epsc import driver
+from epsc.ir.impls import Choice
+from epsc.machine.cluster import Cluster
+from epsc.machine.tables import Table
+from epsc.passes.auto import Candidate, best_of, candidates, search
+from epsc.passes.crossovers import crossovers
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@cache
+def layer(name: str = "deepseek_v2", **defines: object) -> driver.Layer:
+    options = driver.Options({key: str(value) for key, value in defines.items()})
+    return driver.understand(driver.read(EXAMPLES / f"{name}.eps"), options)
+
+
+@cache
+def small() -> tuple[Candidate, list[Candidate]]:
+    return found(layer(ep=2, tokens=256))
+
+
+def found(made: driver.Layer) -> tuple[Candidate, list[Candidate]]:
+    return search(made.said, made.graph, made.numbers, made.cluster, made.load[1])
+
+
+def test_few_tokens_stay_serial() -> None:
+    best, asked = small()
+    assert best.decl.name == "serial"
+    assert best.seconds < min(c.seconds for c in asked[1:]) / 0.95
+
+
+def test_the_same_input_gives_the_same_answer() -> None:
+    made = layer("mixtral_8x7b", tokens=8192)
+    assert found(made) == found(made)
+
+
+def test_the_plan_is_the_best_candidate_and_is_proven() -> None:
+    made = layer(ep=8, tokens=8192)
+    plan = driver.plan(made, "best")
+    best = best_of(list(plan.considered))
+    assert plan.schedule.name == "best"
+    assert plan.schedule.steps[0].node == best.schedule.steps[0].node
+    assert len(plan.schedule.steps) == len(best.schedule.steps)
+    assert best.seconds == min(c.seconds for c in plan.considered)
+
+
+def test_serial_stays_unless_a_plan_is_clearly_faster() -> None:
+    _, asked = small()
+    serial = asked[0]
+    near, clear = (replace(asked[1], seconds=serial.seconds * share) for share in (0.96, 0.94))
+    assert best_of([serial, near]) is serial
+    assert best_of([serial, near, clear]) is clear
+
+
+def test_one_sided_transports_are_asked_about_once_they_are_offered() -> None:
+    made = layer(ep=2, tokens=8192)
+    names = [decl.name for decl in candidates(made.graph, 2, made.cluster.device, ("collective", "put", "copy"))]
+    assert {"put_beside_sms_16", "copy_beside_sms_0"} <= set(names)
+    assert not [name for name in names if name.startswith(("put_expert_group", "copy_tokens"))]
+
+
+def test_every_divisor_of_the_local_experts_is_a_cut() -> None:
+    names = [decl.name for decl in candidates(layer(ep=8).graph, 8, layer(ep=8).cluster.device)]
+    counts = {int(name.split("_")[2]) for name in names if name.startswith("expert_group")}
+    assert counts == {2, 4, 5, 10}  # 160 experts on 8 ranks are 20
+
+
+def test_a_layer_that_moves_nothing_has_nothing_to_cut() -> None:
+    text = "layer l(x: bf16[tokens, 64]) { return gemm(x, w, 64) }"
+    made = driver.understand(driver.Source("l.eps", text))
+    assert [decl.name for decl in candidates(made.graph, 1, made.cluster.device)] == ["serial"]
+
+
+def rate(impl: str, points: list[tuple[int, int]]) -> Table:
+    rows = tuple((float(m), 3072.0, 5120.0, 20.0, float(tflops)) for m, tflops in points)
+    columns = ("rows", "out", "in", "experts", "tflops")
+    return Table(("expert_gemm", "expert_gemm_act"), impl, columns, rows, "made up", False)
+
+
+def test_thresholds_are_where_a_profile_crosses() -> None:
+    # dense is at 0.1 times the rate of persistent at 500 rows and at 1.5 times at 1000. In between it is straight in
+    # logs: 1.05 times is passed at 500 * 2 ** (log 10.5 / log 15) = 912, and the next that is asked about is 1024.
+    made = layer(ep=8)
+    persistent = rate("persistent", [(500, 400), (1000, 400)])
+    dense = rate("dense", [(500, 40), (1000, 600)])
+    grouped = rate("grouped", [(500, 10), (1000, 10)])
+    device = replace(made.cluster.device, tables=(persistent, dense, grouped), base=None, launch_s=0.0, tile=(0, 0))
+    node = next(n for n in made.graph.nodes if n.kind == "expert_gemm")
+    choice = crossovers(made.graph, node, 20, device)
+    assert choice.otherwise == "dense"
+    ((name, condition),) = choice.cases
+    assert name == "persistent"
+    assert condition.value == 1024
+
+
+def test_what_cannot_run_on_a_device_is_no_choice() -> None:
+    made = layer(ep=8, device="a100")
+    node = next(n for n in made.graph.nodes if n.kind.startswith("expert_gemm"))
+    assert crossovers(made.graph, node, 20, Cluster.make("c", "a100", 8).device) == Choice("dense")
