@@ -149,6 +149,7 @@ def begin(args: argparse.Namespace, ranks: Ranks, dtype: torch.dtype, manifest: 
                 session.say(journal.left_out(name, "when it was made", reason))
             else:
                 session.contenders += made
+    session.contenders = [c for c in session.contenders if c.name not in args.skip]  # a graph has a name of its own
     session.say(f"made: {', '.join(c.name for c in session.contenders)}")
     return session
 
@@ -192,12 +193,13 @@ def cell(s: Session, workload: str, tokens: int) -> None:
         if id(c.layer) not in steps:
             steps[id(c.layer)] = apart(s, c, inputs, where)
         parts = steps[id(c.layer)]
+        share = parts.hidden(figures.median) if parts and s.ranks.world > 1 else None
         found["contenders"][c.name] = {
             **figures.as_json(),
             "by_hand": c.by_hand,
             "error": errors[c.name],
             "floor_share": least.ms / figures.median,
-            "alone": None if parts is None else {**asdict(parts), "hidden": parts.hidden(figures.median)},
+            "alone": None if parts is None else {**asdict(parts), "hidden": share},
         }
     s.journal.found["cells"].append(found)
     if s.args.kernels and s.ranks.device.type == "cuda" and tokens == max(s.args.tokens):

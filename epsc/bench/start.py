@@ -35,14 +35,13 @@ def compare(folder: Path, ranks: int, arguments: list[str], out: Path, budget: f
         if code == 0:
             break
         at = str(found.get("at") or "")
-        name = at.removesuffix("+graph")
         broken.append(
             {"name": at or "the comparison", "where": "its process", "reason": f"ended with exit code {code}"}
         )
-        if not name or name in skip or until - time.monotonic() < WORTH:
+        if not at or at in skip or until - time.monotonic() < WORTH:
             break
-        print(f"exit code {code} while at {at}: again, without {name}", file=sys.stderr, flush=True)
-        skip.append(name)
+        print(f"exit code {code} while at {at}: again, without it", file=sys.stderr, flush=True)
+        skip.append(at)
     found["failed"] += broken
     out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found

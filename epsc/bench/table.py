@@ -49,7 +49,9 @@ def _cell(cell: dict[str, Any]) -> list[str]:
     for name in names:
         c = cell["contenders"][name]
         alone = c["alone"]
-        hidden = "-" if alone is None or alone["hidden"] is None else f"{alone['hidden']:.0%}"
+        hidden = "-"
+        if alone is not None and alone["hidden"] is not None:
+            hidden = f"{alone['hidden']:.0%}" if alone["hidden"] >= 0 else "< 0"
         cells = [f"{c[key]:.3f}" for key in ("median", "p10", "p90")]
         cells += [f"{(max(c['runs']) - min(c['runs'])) / c['median']:.1%}"]
         cells += [f"{min(hand) / c['median']:.2f}x" if hand else "-", f"{floor['ms'] / c['median']:.0%}"]
