@@ -134,7 +134,7 @@ def _read(source: Source, options: Options, faults: Faults, schedules: bool = Fa
         if schedules and made and not found.errors:
             _look_at_schedules(spec, made, numbers, cluster, options, faults)
         return None
-    graph = lower(made.graph, options.pipeline, options.watch)
+    graph = lower(made.graph, options.pipeline)
     return Layer(source, spec, made.graph, graph, numbers, cluster, load, options, tuple(faults.warnings))
 
 
@@ -149,9 +149,10 @@ def _look_at_schedules(
 
 
 def lowered(layer: Layer, decl: ScheduleDecl, faults: Faults) -> Graph:
-    """The graph that `decl` decides on: transports that it chooses are ops of their own."""
-    asks = asks_of(decl, layer.said, faults)
-    return lower(layer.said, layer.options.pipeline, layer.options.watch, asks) if asks else layer.graph
+    """The graph that `decl` decides on: transports that it chooses are ops of their own, and so are the activations
+    that it speaks of. Who watches is shown all passes of every plan."""
+    asks, watch = asks_of(decl, layer.said, faults), layer.options.watch
+    return lower(layer.said, layer.options.pipeline, watch, asks) if asks or watch else layer.graph
 
 
 def _cluster(spec: Spec, numbers: Numbers, options: Options, faults: Faults) -> Cluster | None:

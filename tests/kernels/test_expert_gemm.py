@@ -46,6 +46,24 @@ def test_no_rows_are_no_launch(load: Load) -> None:
     assert kernels.gemm(torch.empty(0, 24), torch.empty(4, 40, 24), ends, torch.empty(0, 40)).shape == (0, 40)
 
 
+@pytest.mark.parametrize(("expected", "height"), [(0, 128), (10, 64), (512, 128)])
+def test_the_tile_is_chosen_by_the_rows_that_are_expected(
+    load: Load, monkeypatch: pytest.MonkeyPatch, expected: int, height: int
+) -> None:
+    """There may be room for far more rows than arrive: how many do is known on the device only."""
+    kernels = load(tiles() + expert_gemm("gemm"))
+    heights: list[int] = []
+    find = kernels.row_tiles
+    monkeypatch.setattr(kernels, "row_tiles", lambda ends, rows, each: heights.append(each) or find(ends, rows, each))
+    rows, weight, _ = problem([1500], 16, 16, torch.float16)
+    weight, ends = weight.expand(2, -1, -1).contiguous(), torch.tensor([4, 10], dtype=torch.int32)
+    out = torch.full((len(rows), 16), torch.nan, dtype=rows.dtype)
+    kernels.gemm(rows, weight, ends, out, expected=expected)
+    assert heights == [height]
+    torch.testing.assert_close(out[:10], right(rows, weight, [4, 6]).to(rows.dtype))
+    assert out[10:].isnan().all()
+
+
 @pytest.mark.parametrize("counts", COUNTS[:2], ids=str)
 @pytest.mark.parametrize(
     "attrs", [SWIGLU, ActAttrs(Act.SWIGLU, 0.7, 1.702, 1.0, interleaved=True), ActAttrs(Act.GEGLU)], ids=str
