@@ -74,7 +74,7 @@ def context(schedule: Schedule, spec_text: str, version: str, load: tuple[int, i
         **constructor(schedule, regions, scope, cls),
         **_forward(regions, inputs),
         "blocks": [{"memory": allocations.get(i, []), "block": block} for i, block in enumerate(blocks)],
-        **_reference(graph, file_names, scope.functions),
+        **_reference(graph, file_names, scope.functions, variants.routers),
     }
 
 
@@ -123,6 +123,7 @@ def _op_files(graph: Graph, regions: Regions, gemms: Gemms, variants: Variants, 
         "op_keep.jinja": keeps,
         "op_expect.jinja": True,
         "op_router_logits.jinja": "route" in kinds,
+        "op_sort_rows.jinja": variants.used("torch", "layout"),
         "op_weighted_sum.jinja": variants.used("torch", "unpermute_sum"),
         "op_put_rows.jinja": variants.used("torch", "ungroup"),
         "gemm_expert_of_rows.jinja": bool(bias) and "grouped" in gemms.used,
@@ -191,8 +192,10 @@ def _expect(name: str, type: Tensor, base: DType) -> list[str]:
     return call("expect", [string(name), name, str(width), dtype_text(type.dtype, base, "self.dtype")])
 
 
-def _reference(graph: Graph, file_names: Names, functions: dict[object, str]) -> dict[str, Any]:
-    reference = Reference(graph, Names((*REFERENCE, *file_names.used)), functions)
+def _reference(
+    graph: Graph, file_names: Names, functions: dict[object, str], routers: dict[RouteAttrs, str]
+) -> dict[str, Any]:
+    reference = Reference(graph, Names((*REFERENCE, *file_names.used)), functions, routers)
     parameters = [*(f"{name}: Tensor" for name in reference.parameters()), "raw: Raw", "dtype: torch.dtype"]
     call_args = ["*(x.float() if x.is_floating_point() else x for x in given)", "raw", "layer.dtype"]
     if given_modules(graph):

@@ -59,24 +59,16 @@ class Ops:
         return _OPS[at.node.kind](self, at)
 
     def _route(self, at: At) -> Op:
-        experts, weights = map(self.regions.variable, at.node.outs)
         params = [f"self.{self.scope.weights[name]}" for name in at.node.params]
-        return {
-            "experts": experts,
-            "weights": weights,
-            "function": self.scope.functions[at.node.attrs],
-            "args": (self.regions.read(at.step, at.step.reads[0]), *params),
-        }
+        return {**self._results(at), **self._variant(at, self.regions.read(at.step, at.step.reads[0]), *params)}
 
     def _layout(self, at: At) -> Op:
-        order, place, counts = map(self.regions.variable, at.node.outs)
-        return {
-            "order": order,
-            "place": place,
-            "counts": counts,
-            "layout": self._layout_of(at.node),
-            "experts": self.regions.variable(at.node.ins[0]),
-        }
+        experts = self.regions.variable(at.node.ins[0])
+        return {**self._results(at), **self._variant(at, self._layout_of(at.node), experts)}
+
+    def _results(self, at: At) -> Op:
+        """Names for tensors that the function makes itself."""
+        return {"results": ", ".join(map(self.regions.variable, at.node.outs))}
 
     def _layout_of(self, node: Node) -> str:
         return f"self.{self.scope.layouts[self.regions.dispatch(node)]}"
@@ -223,8 +215,13 @@ class Ops:
 
     def _unpermute_sum(self, at: At) -> Op:
         rows = self.regions.indexed(at.step.reads[0])
-        place, weights = (self._home(at, value) for value in at.node.ins[1:])
-        return self._variant(at, rows, place, weights, self.regions.write(at.step, at.step.writes[0]).expr)
+        place, weights = (self._home(at, value) for value in at.node.ins[1:3])
+        out = self.regions.write(at.step, at.step.writes[0]).expr
+        return self._variant(at, rows, place, weights, out, *self._addend(at, 3))
+
+    def _addend(self, at: At, known: int) -> list[str]:
+        """What a sum starts from, if it has more than its `known` inputs."""
+        return [self.regions.read(at.step, ref) for ref in at.step.reads if ref.value in at.node.ins[known:]]
 
     def _slots(self, node: Node) -> str:
         return f"self.{self.regions.slots[dispatch_of(self.schedule.graph, node)]}"
@@ -239,11 +236,14 @@ class Ops:
         rows that others write, are theirs already."""
         node, graph = at.node, self.schedule.graph
         theirs = {value for value in node.ins if value in graph.maker and graph.maker[value].info.one_sided}
-        args = [self._read(at, value) for value in node.ins if value not in theirs]
+        reads = node.ins[:2] if node.kind == "sum_ranks" else node.ins
+        args = [self._read(at, value) for value in reads if value not in theirs]
         if node.kind in ("put_rows", "put_sums") and at.step.sms:
             args.append(f"programs={at.step.sms}")
         if node.kind in ("expand", "sum_ranks"):
             args.append(self.regions.write(at.step, at.step.writes[0]).expr)
+        if node.kind == "sum_ranks":
+            args += self._addend(at, 2)
         outs = ", ".join(map(self.regions.variable, node.outs)) if node.kind in ("count", "locate") else ""
         method = f"{self._slots(node)}.{node.kind}"
         return {"function": f"{outs} = {method}" if outs else method, "args": tuple(args)}

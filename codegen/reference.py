@@ -12,15 +12,18 @@ from epsc.codegen.names import Names, string
 from epsc.ir.attrs import CallAttrs, ExpertGemmActAttrs, ExpertGemmAttrs, GemmAttrs, RouteAttrs, RowsAttrs
 from epsc.ir.graph import Graph, Node
 
-_SAME = frozenset({"all2all", "regroup", "ungroup", "unpermute", "tell", "put_rows", "copy_rows", "sum_ranks"})
+_SAME = frozenset({"all2all", "regroup", "ungroup", "unpermute", "tell", "put_rows", "copy_rows"})
 _NOTHING = frozenset({"layout", "exchange", "sizes", "arrange", "count", "locate"})
 
 
 class Reference:
     """Writes the lines of `reference`."""
 
-    def __init__(self, graph: Graph, names: Names, functions: dict[object, str]) -> None:
-        self.graph, self.names, self.functions = graph, names, functions
+    def __init__(
+        self, graph: Graph, names: Names, functions: dict[object, str], routers: dict[RouteAttrs, str]
+    ) -> None:
+        """`routers`: kernels of routers, which the program takes on CUDA."""
+        self.graph, self.names, self.functions, self.routers = graph, names, functions, routers
         self.alias: dict[str, str] = {}
         """Values that only travel: the same copies under another name."""
         self.experts: dict[str, str] = {}
@@ -57,10 +60,14 @@ class Reference:
 
     def _route(self, node: Node) -> list[str]:
         assert isinstance(node.attrs, RouteAttrs)
-        args: list[Arg] = [f"{self._value(node.ins[0])}.to(dtype)"]
-        args += [f"raw({string(name)})" for name in node.params]
+        x = self._value(node.ins[0])
+        args: list[Arg] = [f"{x}.to(dtype)", *(f"raw({string(name)})" for name in node.params)]
         outs = ", ".join(map(self.names.of, node.outs))
-        return call(f"{outs} = {self.functions[node.attrs]}", args, indent=4)
+        router = self.functions[node.attrs]
+        if node.attrs not in self.routers:
+            return call(f"{outs} = {router}", args, indent=4)
+        choice = f"    router = {self.routers[node.attrs]} if {x}.is_cuda else {router}"
+        return [choice, *call(f"{outs} = router", args, indent=4)]
 
     def _permute(self, node: Node) -> list[str]:
         assert isinstance(node.attrs, RowsAttrs)
@@ -100,7 +107,17 @@ class Reference:
         return [f"    {self.names.of(node.outs[0])} = {a} {'+' if node.kind == 'add' else '*'} {b}"]
 
     def _sum(self, node: Node) -> list[str]:
-        return self._assign(node, "weighted", [self._value(node.ins[0]), self._value(node.ins[-1])])
+        weights = node.ins[1 if node.kind == "weighted_sum" else 2]
+        addend = f" + {self._value(node.ins[3])}" if len(node.ins) > 3 else ""
+        head = f"{self.names.of(node.outs[0])} = weighted"
+        return call(head, [self._value(node.ins[0]), self._value(weights)], addend, 4)
+
+    def _sum_ranks(self, node: Node) -> list[str]:
+        """Sums of ranks are one sum here."""
+        if len(node.ins) < 3:
+            self.alias[node.outs[0]] = node.ins[0]
+            return []
+        return [f"    {self.names.of(node.outs[0])} = {self._value(node.ins[0])} + {self._value(node.ins[2])}"]
 
     def _call(self, node: Node) -> list[str]:
         assert isinstance(node.attrs, CallAttrs)
@@ -120,5 +137,6 @@ _WRITERS: dict[str, Callable[[Reference, Node], list[str]]] = {
     "weighted_sum": Reference._sum,
     "unpermute_sum": Reference._sum,
     "put_sums": Reference._sum,
+    "sum_ranks": Reference._sum_ranks,
     "call": Reference._call,
 }

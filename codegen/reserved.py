@@ -12,11 +12,14 @@ FILE = _words("""
     ThreadPoolExecutor contextmanager nullcontext timedelta accumulate pairwise Path median quantiles Any NamedTuple
     torch dist F Tensor nn annotations safe_open
     LAYER SCHEDULE VERSION EP TOKENS DTYPE INPUTS WEIGHTS GROUPED IDLE Mark Get Raw Weight
-    MOST Symmetric Slots capturing expect_room NUMBERS symm_mem
+    MOST Symmetric Slots capturing expect_room NUMBERS symm_mem wide power_of_2 wide_columns many_programs
+    signal_kernel wait_kernel tell tell_kernel put_rows_to_ranks put_rows_kernel ends_kernel locate locate_kernel
+    expand expand_kernel put_sums_to_ranks put_sums_kernel sum_over_ranks sum_ranks_kernel
     Run Lane Step Host Transport nccl_options Part Sizes Layout ByExpert ByToken
-    view expect by_tokens length keep router_logits weighted_sum put_rows
+    view expect by_tokens length keep router_logits weighted_sum put_rows sort_rows
     triton tl TensorDescriptor jit columns_at_once TRITON check_triton
     copy_ranks copy_ranks_kernel count_copies_kernel larger ordered value_of place_of
+    rank_rows place_rows_kernel token_runs token_runs_kernel
     Tile plus row_tiles row_tiles_kernel ends_at expert_product expert_product_kernel persistent_gemm programs_for
     triton_weighted_sum triton_weighted_sum_kernel scatter_rows scatter_rows_kernel
     grouped_mm grouped_gemm dense_gemm batched_gemm expert_of_rows check_grouped opened shape_of
@@ -28,7 +31,7 @@ FILE = _words("""
 FORWARD = _words("self tokens part gemm run made")
 """Names of `forward`, besides values."""
 
-REFERENCE = _words("raw get dtype given name expert")
+REFERENCE = _words("raw get dtype given name expert router")
 """Names of `reference`, besides values."""
 
 MODULE = _words("""

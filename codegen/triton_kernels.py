@@ -89,6 +89,14 @@ def one_sided() -> str:
     return _rendered("triton_one_sided.jinja")
 
 
+def rank_rows(*, by_expert: bool, by_token: bool) -> str:
+    """`rank_rows(layout, experts)`, for the layouts that a program has; what it gives is that of `sort_rows`."""
+    runs, experts = "token_runs(experts.contiguous(), layout.pieces, layout.local)", "experts.contiguous()"
+    if by_expert:
+        runs = f"{runs} if isinstance(layout, ByToken) else {experts}" if by_token else experts
+    return _rendered("triton_layout.jinja", by_token=by_token, runs=runs)
+
+
 @dataclass(frozen=True)
 class Tile:
     """How a product is cut, as programs have it."""

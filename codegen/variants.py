@@ -9,14 +9,16 @@ from functools import cached_property
 from epsc.codegen import triton_kernels
 from epsc.codegen.gemms import choice_text, devices_of
 from epsc.codegen.names import Names
-from epsc.ir.attrs import ActAttrs
+from epsc.ir.attrs import ActAttrs, RouteAttrs
+from epsc.ir.dims import Axis
 from epsc.ir.graph import Node
 from epsc.ir.impls import Metric
-from epsc.ir.schedule import Schedule, Step
+from epsc.ir.schedule import Layout, Schedule, Step
 
 _FIXED: Mapping[object, Mapping[str, str]] = {
     "unpermute_sum": {"torch": "weighted_sum", "triton": "triton_weighted_sum"},
     "ungroup": {"torch": "put_rows", "triton": "scatter_rows"},
+    "layout": {"torch": "sort_rows", "triton": "rank_rows"},
 }
 """Functions of the kinds of which a program needs one form only."""
 
@@ -25,14 +27,14 @@ _FIXED: Mapping[object, Mapping[str, str]] = {
 class Variants:
     schedule: Schedule
     functions: Mapping[object, Mapping[str, str]]
-    """A kind of `_FIXED`, or the attributes of an activation -> implementation -> function."""
+    """A kind of `_FIXED`, or the attributes of an activation or a router -> implementation -> function."""
 
     @staticmethod
     def of(schedule: Schedule, by_torch: Mapping[object, str], names: Names) -> Variants:
         """`by_torch`: attributes -> function; `names` are those of the file, to which those of kernels are added."""
         functions = dict(_FIXED)
         for attrs, name in by_torch.items():
-            if isinstance(attrs, ActAttrs):
+            if isinstance(attrs, ActAttrs | RouteAttrs):
                 kernel = names.of(f"triton {name}", f"triton_{name}")
                 names.used.add(f"{kernel}_kernel")
                 functions[attrs] = {"torch": name, "triton": kernel}
@@ -43,7 +45,7 @@ class Variants:
         return [step for step in self.schedule.steps if _key(self.schedule.node(step)) in self.functions]
 
     def used(self, impl: str, key: object) -> bool:
-        """Whether some step may take the implementation, of a kind or of an activation."""
+        """Whether some step may take the implementation, of a kind, an activation or a router."""
         return any(impl in step.impl.names for step in self._steps if _key(self.schedule.node(step)) == key)
 
     def choice(self, step: Step) -> str:
@@ -77,29 +79,50 @@ class Variants:
         """Of each activation the function of every implementation."""
         return {key: functions for key, functions in self.functions.items() if isinstance(key, ActAttrs)}
 
+    @property
+    def routers(self) -> dict[RouteAttrs, str]:
+        """The kernel of each router that some step may route with by one."""
+        return {
+            key: functions["triton"]
+            for key, functions in self.functions.items()
+            if isinstance(key, RouteAttrs) and self.used("triton", key)
+        }
+
     def kernels(self, products: Mapping[str, ActAttrs | None], behind: Collection[ActAttrs]) -> str:
         """The text of all kernels that some step may launch: those of variants, expert products by name with the
         activation of each, and activations that are made `behind` other products."""
         texts = list(self._kernels(behind))
         one_sided = any(self.schedule.node(step).info.one_sided for step in self.schedule.steps)
+        ranked = self.used("triton", "layout")
+        if one_sided or ranked:
+            texts.append(triton_kernels.copy_ranks())
+        if ranked:
+            axes = self._layout_axes()
+            texts.append(triton_kernels.rank_rows(by_expert=axes != {Axis.TOKENS}, by_token=Axis.TOKENS in axes))
         if one_sided:
-            texts += [triton_kernels.copy_ranks(), triton_kernels.one_sided()]
+            texts.append(triton_kernels.one_sided())
         persistent = bool(products)
         if persistent:
             texts.append(triton_kernels.tiles())
             texts += [triton_kernels.expert_gemm(name, act) for name, act in products.items()]
-        return (
-            "".join([triton_kernels.head(descriptors=persistent, sums=persistent or one_sided), *texts])
-            if texts
-            else ""
-        )
+        sums = persistent or one_sided or ranked or bool(self.routers)
+        return "".join([triton_kernels.head(descriptors=persistent, sums=sums), *texts]) if texts else ""
+
+    def _layout_axes(self) -> set[Axis | None]:
+        """What the rows of dispatches are laid out by."""
+        dispatches = [node.name.removesuffix(".layout") for node in self.schedule.graph.nodes if node.kind == "layout"]
+        return {self.schedule.layout.get(each, Layout(each)).axis for each in dispatches}
 
     def _kernels(self, behind: Collection[ActAttrs]) -> Iterator[str]:
+        if self.routers:
+            yield triton_kernels.ordering()
         for key, functions in self.functions.items():
-            if not self.used("triton", key) and key not in behind:
+            if key == "layout" or (not self.used("triton", key) and key not in behind):
                 continue
             if isinstance(key, ActAttrs):
                 yield triton_kernels.activation(functions["triton"], key)
+            elif isinstance(key, RouteAttrs):
+                yield triton_kernels.route(functions["triton"], key)
             elif key == "ungroup":
                 yield triton_kernels.scatter_rows()
             else:
@@ -107,4 +130,4 @@ class Variants:
 
 
 def _key(node: Node) -> object:
-    return node.attrs if node.kind == "activation" else node.kind
+    return node.attrs if node.kind in ("activation", "route") else node.kind

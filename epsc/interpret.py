@@ -202,8 +202,9 @@ def _weighted_sum(_: RowsAttrs, copies: Tensor, weights: Tensor) -> Tensor:
     return summed.to(copies.dtype)
 
 
-def _unpermute_sum(a: RowsAttrs, rows: Tensor, place: Tensor, weights: Tensor) -> Tensor:
-    return _weighted_sum(a, _unpermute(a, rows, place), weights)
+def _unpermute_sum(a: RowsAttrs, rows: Tensor, place: Tensor, weights: Tensor, addend: Tensor | None = None) -> Tensor:
+    total = _weighted_sum(a, _unpermute(a, rows, place), weights)
+    return total if addend is None else total + addend
 
 
 # --- lowered, one-sided: at world size 1 every token's slot is its row ------------------------------------------------
@@ -244,9 +245,9 @@ def _put_sums(a: TransferAttrs, rows: Tensor, place: Tensor, weights: Tensor) ->
     return _weighted_sum(RowsAttrs(a.experts, a.top_k), rows[place.long()], weights.unflatten(0, (-1, a.top_k)))
 
 
-def _sum_ranks(_: RowsAttrs, sums: Tensor, _experts: Tensor) -> Tensor:
+def _sum_ranks(_: RowsAttrs, sums: Tensor, _experts: Tensor, addend: Tensor | None = None) -> Tensor:
     """The sums of all ranks: at world size 1 there is one."""
-    return sums
+    return sums if addend is None else sums + addend
 
 
 # --- both -------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ class Fuse:
         (k*tokens rows less to write and to read back)
         g = expert_gemm(rows, ends) ; h = activation(g)      -->  h = expert_gemm_act(rows, ends)
         (gated, and what the persistent kernel can run; not where the schedule chooses how one of the two runs)
+        s = unpermute_sum(..) or sum_ranks(..) ; y = s + z   -->  y = the same with z
+        (a pass over tokens less, and one rounding less)
     """
 
     name: ClassVar[str] = "fuse"
@@ -28,8 +30,13 @@ class Fuse:
     """Join unpermute and weighted_sum."""
     epilogue: bool = True
     """Join an expert gemm and its gated activation."""
+    addends: bool = True
+    """Join the sum of what experts made and what is added to it."""
 
     def __call__(self, graph: Graph, asks: Asks = NOTHING) -> Graph:
+        return self._with_addends(self._in_pairs(graph, asks))
+
+    def _in_pairs(self, graph: Graph, asks: Asks) -> Graph:
         joined: dict[str, Node] = {}
         gone: set[str] = set()
         for node in graph.nodes:
@@ -45,6 +52,36 @@ class Fuse:
             joined[node.name] = one
             gone.add(before.name)
         return graph.with_nodes(tuple(joined.get(n.name, n) for n in graph.nodes if n.name not in gone))
+
+    def _with_addends(self, graph: Graph) -> Graph:
+        if not self.addends:
+            return graph
+        joined: dict[str, Node] = {}
+        gone: set[str] = set()
+        for node in graph.nodes:
+            for value, other in (node.ins, node.ins[::-1]) if node.kind == "add" else ():
+                before = graph.maker.get(value)
+                if (
+                    before is None
+                    or before.kind not in _SUMS
+                    or before.name in joined
+                    or len(before.ins) > _SUMS[before.kind]
+                    or graph.users[value] != [node]
+                    or value in graph.results
+                    or graph.types[value] != graph.types[other]
+                ):
+                    continue
+                names = tuple(n for n in dict.fromkeys((before.origin, *before.also)) if n != node.origin)
+                joined[node.name] = replace(
+                    before, name=node.name, ins=(*before.ins, other), outs=node.outs, origin=node.origin, also=names
+                )
+                gone.add(before.name)
+                break
+        return graph.with_nodes(tuple(joined.get(n.name, n) for n in graph.nodes if n.name not in gone))
+
+
+_SUMS = {"unpermute_sum": 3, "sum_ranks": 2}
+"""Sums that can start from rows of tokens, and what they read besides."""
 
 
 def _with_epilogue(graph: Graph, gemm: Node, act: Node) -> Node | None:

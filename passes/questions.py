@@ -60,9 +60,7 @@ def axes_of(graph: Graph, node: Node) -> frozenset[Axis]:
 def is_dispatch(node: Node) -> bool:
     """Whether this takes rows to their experts."""
     return (
-        node.info.moves_rows
-        and isinstance(node.attrs, TransferAttrs)
-        and (node.attrs.direction is Direction.DISPATCH)
+        node.info.moves_rows and isinstance(node.attrs, TransferAttrs) and (node.attrs.direction is Direction.DISPATCH)
     )
 
 

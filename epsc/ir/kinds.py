@@ -167,7 +167,7 @@ KINDS: dict[str, Kind] = _table(
     ),
     Kind(
         "unpermute_sum",
-        "rows at home[k*tokens, hidden], place, weights -> y[tokens, hidden]",
+        "rows at home[k*tokens, hidden], place, weights (, addend) -> y[tokens, hidden]",
         Role.MEMORY,
         RowsAttrs,
         _TOKENWISE,
@@ -227,7 +227,7 @@ KINDS: dict[str, Kind] = _table(
     ),
     Kind(
         "sum_ranks",
-        "sums[slots, hidden], experts -> y[tokens, hidden]",
+        "sums[slots, hidden], experts (, addend) -> y[tokens, hidden]",
         Role.MEMORY,
         RowsAttrs,
     ),

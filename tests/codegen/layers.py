@@ -42,16 +42,30 @@ schedule cut_in_order {
   overlap none
 }
 schedule torch_only {
-  use torch for h, back, mlp
+  use torch for r, sent, h, back, mlp
   use grouped for gate_up, down
 }
 schedule kernels {
   split sent, gate_up, h, down, back by expert_group into 3
-  use triton for h, back, mlp
+  use triton for r, sent, h, back, mlp
   use grouped for gate_up, down
+}
+schedule put {
+  use put for sent, back
+  dedup sent
+  local_reduce back
+  reserve 16 sms for sent
+  run mlp beside sent
+}
+schedule copy {
+  use copy for sent
+  use put for back
+  local_reduce back
+  run mlp beside sent, back
 }
 schedule kernels_by_load {
   split sent, gate_up, h, down, back by tokens into 2
+  use triton for r, sent when tokens < 20 else torch
   use triton for h when rows > 40 else torch when mean_rows < 2 else triton
   use torch for back when tokens < 20 else triton
 }
@@ -138,7 +152,7 @@ ALL = [
         ("tiny", name)
         for name in ("serial", "eps", "tokens", "many_cases", "transfers_only", "products_only", "cut_in_order")
     ),
-    *(("tiny", name) for name in ("torch_only", "kernels", "kernels_by_load")),
+    *(("tiny", name) for name in ("torch_only", "kernels", "kernels_by_load", "put", "copy")),
     *(("oss", name) for name in ("grouped", "dense", "batched")),
     *(("v3", name) for name in ("eps", "tokens")),
     ("two", "serial"),

@@ -70,7 +70,8 @@ def test_all_names_of_the_file_are_reserved(layer: str, schedule: str) -> None:
         if isinstance(node, ast.Import | ast.ImportFrom):
             defined |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
     acts = ("swiglu", "geglu", "relu2", "sigmoid")
-    own = {"route", *acts, *(f"triton_{act}" for act in acts), *(f"triton_{act}_kernel" for act in acts)}
+    own = {f"{before}{name}" for name in ("route", *acts) for before in ("", "triton_")}
+    own |= {f"triton_{name}_kernel" for name in ("route", *acts)}
     own |= {f"{impl}_{act}" for impl in FUNCTIONS for act in acts}
     own |= {f"{act}_product{suffix}" for act in acts for suffix in ("", "_kernel")}
     layer_class = {n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name not in FILE}

@@ -57,6 +57,7 @@ def test_kernels_agree_with_the_oracle(
         torch.testing.assert_close(layer(*inputs.values()), right, rtol=1e-4, atol=1e-5)
     taken = {function for step, function in layer.choices if not step.startswith(("gate_up", "down"))}
     by_load = {"swiglu", "triton_swiglu", "put_rows", "scatter_rows", "weighted_sum", "triton_weighted_sum"}
+    by_load |= {"route", "triton_route", "sort_rows", "rank_rows"}
     assert taken == (by_load if schedule == "kernels_by_load" else set())
 
 
@@ -114,6 +115,8 @@ def test_programs_hold_only_the_kernels_that_they_launch() -> None:
     text = written("tiny", "kernels").text
     assert "Needs torch (and triton on CUDA), and nothing else." in text
     assert text.count("import triton\n") == text.count("def triton_swiglu(") == text.count("def scatter_rows(") == 1
+    assert text.count("def triton_route(") == text.count("def rank_rows(") == text.count("def copy_ranks(") == 1
+    assert "def sort_rows(" not in text
     assert "def put_rows(" not in text
     assert "def weighted_sum(" not in text
 

@@ -56,7 +56,7 @@ def test_choose_takes_what_the_schedule_says_else_the_option_else_the_only_one()
 
 
 def test_choose_takes_what_needs_cuda_on_cuda_only() -> None:
-    made = decided(passes="fuse{epilogue=false}")
+    made = decided(passes="fuse{epilogue=false, addends=false}")
     for key in ("h", "back.ungroup", "back", "mlp.act"):
         assert str(made.step[key].impl) == "triton when device == cuda else torch"
     for key in ("sent", "sent.permute", "mlp.gate_up", "return"):
