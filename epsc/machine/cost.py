@@ -69,7 +69,7 @@ def _seconds(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, done:
 def issue(schedule: Schedule, step: Step, cluster: Cluster, load: int) -> float:
     """Seconds that the host is busy issuing `step`."""
     device = cluster.device
-    return device.launch_s * work(schedule, step, load, device.backend).launches
+    return device.step_s + device.launch_s * work(schedule, step, load, device.backend).launches
 
 
 def _transfer(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, done: Work) -> float:

@@ -58,6 +58,8 @@ class Device:
     """Rows and columns of a product that one SM makes at a time; 0: no such thing."""
     signal_s: float = 0.0
     """From a flag that one rank sets to another rank's kernel that waits for it."""
+    step_s: float = 0.0
+    """Host time of a step besides its launches: streams, events, views, what a collective's call takes."""
     profile: str = ""
     """The name of the profile that these numbers are from."""
     origins: tuple[tuple[str, str], ...] = ()

@@ -37,6 +37,7 @@ SECTIONS: dict[str, dict[str, tuple[str, float]]] = {
     },
     "latencies": {
         "launch_us": ("launch_s", 1e-6),
+        "step_us": ("step_s", 1e-6),
         "kernel_us": ("kernel_s", 1e-6),
         "event_us": ("event_s", 1e-6),
         "transfer_us": ("transfer_floor_s", 1e-6),

@@ -4,8 +4,8 @@ A step starts when all of these hold:
 
 1. the step before it on its lane is done;
 2. every step that it waits for is done, and its event has been seen (`Device.event_s`);
-3. the host has issued it. The host issues in the order of `steps`, takes `launch_s` per kernel, and stops at a step of
-   the host lane until that is done. A step ends no earlier than its last kernel was issued;
+3. the host has issued it. The host issues in the order of `steps`, takes `step_s`, and `launch_s` per kernel, and
+   stops at a step of the host lane until that is done. A step ends no earlier than its last kernel was issued;
 4. what it takes is free:
    - SMs: `sms` of them, or the whole chip if it is free to take what it likes (`sms` 0). So two such steps queue.
      Steps that keep to their SMs run together while the sum fits. A gather or an activation that is free to take what
@@ -66,6 +66,11 @@ def waits_of(schedule: Schedule) -> dict[str, tuple[str, ...]]:
     """The steps that each step waits for: as said, or before Stage.SYNCED all that make what it reads."""
     if schedule.stage >= Stage.SYNCED:
         return {step.key: tuple(dict.fromkeys(wait.step for wait in step.waits)) for step in schedule.steps}
+    return makers_of(schedule)
+
+
+def makers_of(schedule: Schedule) -> dict[str, tuple[str, ...]]:
+    """The steps that make what each step reads."""
     found: dict[str, tuple[str, ...]] = {}
     makers: dict[str, Regions[str]] = {}
     for step in schedule.steps:
@@ -160,7 +165,7 @@ class _Run:
                 impl,
                 amount,
                 seconds,
-                amount.launches * self.cluster.device.launch_s,
+                amount.launches * self.cluster.device.launch_s + self.cluster.device.step_s,
                 takes,
                 urgency.get(step.lane, 0),
                 last.get(step.lane, ""),
@@ -253,7 +258,7 @@ class _Run:
                     now = yield
                 clock, stopped_by = job.end, job.step.key
             else:
-                job.issued = clock + min(job.issue_s, self.cluster.device.launch_s)
+                job.issued = clock + min(job.issue_s, self.cluster.device.launch_s + self.cluster.device.step_s)
                 clock = job.issue_end = clock + job.issue_s
         while True:
             yield

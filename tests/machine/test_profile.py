@@ -36,6 +36,7 @@ host_gb_per_s = 1
 [latencies]
 origin = "here"
 launch_us = 1
+step_us = 1
 kernel_us = 1
 event_us = 1
 transfer_us = 1

@@ -68,6 +68,7 @@ def cluster(launch_s: float = 0, event_s: float = 0, besides: tuple[Beside, ...]
         besides=besides,
         hbm_bytes_per_s=hbm,
         transfer_floor_s=0,
+        step_s=0,
         tables=(),
     )
     return Cluster("toy", device, 2, 1, Mesh(ep=2))

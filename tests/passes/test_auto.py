@@ -41,8 +41,9 @@ def test_the_same_input_gives_the_same_answer() -> None:
 
 
 def test_the_plan_is_the_best_candidate_and_is_proven() -> None:
-    made = layer(ep=8, tokens=8192)
+    made = layer("qwen3_30b_a3b", ep=2, tokens=16384)
     plan = driver.plan(made, "best")
+    assert plan.considered[0].decl.name == "serial"
     best = best_of(list(plan.considered))
     assert plan.schedule.name == "best"
     assert plan.schedule.steps[0].node == best.schedule.steps[0].node

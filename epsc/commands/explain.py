@@ -1,0 +1,197 @@
+"""`epsc explain`: where the time of a plan goes, why, and what would be chosen instead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from epsc import driver
+from epsc.commands.options import compile_options, file_argument, options_of, schedule_option
+from epsc.commands.report import report
+from epsc.ir.errors import Diagnostic, EpsError
+from epsc.ir.schedule import Schedule, Step
+from epsc.machine.cluster import Cluster, Origin
+from epsc.machine.cost import cost
+from epsc.machine.reasons import exposures, least_total, spent
+from epsc.machine.simulate import simulate
+from epsc.machine.timeline import Timeline
+from epsc.passes.auto import Candidate, best_of, search
+from epsc.render.amounts import duration
+
+BEST = 5
+"""Plans that are shown."""
+NEAR = 8
+"""Plans that are asked again when something changes: the best, and serial."""
+
+
+@click.command()
+@file_argument
+@compile_options
+@schedule_option
+@click.option("--measured", type=click.Path(path_type=Path), help="What the program wrote with --bench --json FILE.")
+@click.option(
+    "--skew", type=click.FloatRange(1), default=1.5, show_default=True, help="Rows of the busiest rank over the mean."
+)
+def explain(file: Path, schedule: str | None, measured: Path | None, skew: float, **given: Any) -> None:
+    """Say where the time of a plan goes, what is exposed and why, and which plans come next.
+
+    Everything is predicted for the file's highest load with balanced routing, from the cluster's profile; --measured
+    holds the prediction against a measurement.
+    """
+    layer = driver.understand(driver.read(file), options_of(given))
+    plan = driver.plan(layer, schedule)
+    report((*layer.warnings, *plan.warnings))
+    load, cluster = layer.load[1], layer.cluster
+    timeline = simulate(plan.schedule, cluster, load)
+    asked = (
+        list(plan.considered)
+        or search(layer.said, layer.graph, layer.numbers, cluster, load, layer.options.pipeline)[1]
+    )
+    told = [
+        *_head(plan, timeline),
+        *_where(timeline),
+        *_exposed(plan, timeline),
+        *_plans(plan, timeline, asked),
+        *_changes(plan, asked, skew),
+    ]
+    if measured:
+        told += _measured(measured, plan)
+    click.echo("\n".join(told))
+
+
+def _head(plan: driver.Plan, timeline: Timeline) -> Iterator[str]:
+    device = plan.layer.cluster.device
+    kind = "measured" if device.origin is Origin.MEASURED else "published figures, not measured"
+    yield (
+        f"{plan.schedule.name}, {timeline.load} tokens per rank, ep {plan.schedule.ep}: {duration(timeline.total)}"
+        f" predicted with profile {device.profile} ({kind})"
+    )
+    work = least_total(timeline)
+    most = max(work, key=lambda name: work[name])
+    yield f"  no order of these steps takes less than {duration(work[most])}: that is what {most} have to do"
+
+
+def _where(timeline: Timeline) -> Iterator[str]:
+    yield "\nwhere the time goes"
+    for what, seconds in spent(timeline).items():
+        if seconds > 0:
+            yield f"  {what:<46}{duration(seconds):>9}{seconds / timeline.total:>6.0%}"
+    if timeline.slowed > 1e-7:
+        yield f"  {'of it, lost by compute to what runs beside it':<46}{duration(timeline.slowed):>9}"
+        slowest = sorted(timeline.events, key=lambda e: -e.slowed)[:3]
+        for event in slowest:
+            if event.slowed > 1e-7 and event.role.value in ("compute", "memory"):
+                yield f"    {event.step}: {duration(event.seconds)} instead of {duration(event.seconds - event.slowed)}"
+
+
+def _exposed(plan: driver.Plan, timeline: Timeline) -> Iterator[str]:
+    if not timeline.transfers:
+        return
+    yield f"\nwhat is exposed: {duration(timeline.exposed_transfer)} of transfers ({timeline.hidden:.0%} hidden)"
+    for found in sorted(exposures(timeline, plan.schedule), key=lambda e: -e.seconds)[:BEST]:
+        yield f"  {duration(found.seconds):>8}  {found.step}: {found.why}: {found.words}"
+
+
+def _plans(plan: driver.Plan, timeline: Timeline, asked: list[Candidate]) -> Iterator[str]:
+    best = best_of(asked)
+    yield "\nplans, by prediction"
+    for candidate in sorted(asked, key=lambda c: c.seconds)[:BEST]:
+        mark = "taken" if candidate is best else f"{candidate.seconds / best.seconds - 1:+.1%}"
+        yield f"  {candidate.decl.name:<28}{duration(candidate.seconds):>9}  {mark}"
+    if best is not min(asked, key=lambda c: c.seconds):
+        yield f"  {best.decl.name} is taken: a plan must be clearly faster than serial, because predictions err"
+    if not plan.considered:
+        loss = timeline.total / best.seconds - 1
+        yield f"  {plan.schedule.name + ' (this plan)':<28}{duration(timeline.total):>9}  {loss:+.1%}"
+
+
+def _changes(plan: driver.Plan, asked: list[Candidate], skew: float) -> Iterator[str]:
+    """What would be taken if one thing were different: the best plans, simulated again."""
+    yield "\nwhat would change the decision"
+    layer, best = plan.layer, best_of(asked)
+    near = [asked[0], *sorted(asked[1:], key=lambda c: c.seconds)[:NEAR]]
+    for change in _what_if(layer.cluster, layer.load[1]):
+        now = [replace(c, seconds=simulate(c.schedule, change.cluster, change.load).total) for c in near]
+        taken = best_of(now)
+        verb = "still" if taken.decl.name == best.decl.name else "then"
+        serial = duration(now[0].seconds)
+        yield f"  {change.words:<34}{verb} {taken.decl.name}, {duration(taken.seconds)} (serial {serial})"
+    skewed = simulate(plan.schedule, layer.cluster, layer.load[1], _busiest(skew)).total
+    yield f"  {f'busiest rank has {skew:g} x the rows':<34}this plan takes {duration(skewed)}"
+
+
+@dataclass(frozen=True)
+class _Change:
+    words: str
+    cluster: Cluster
+    load: int
+
+
+def _what_if(cluster: Cluster, load: int) -> Iterator[_Change]:
+    device = cluster.device
+    for factor in (0.25, 4):
+        tokens = max(1, int(load * factor))
+        yield _Change(f"{tokens} tokens per rank", cluster, tokens)
+    faster = {
+        name: getattr(device, name) * 2 for name in ("intra_bytes_per_s", "inter_bytes_per_s", "copy_bytes_per_s")
+    }
+    # Tables keep their ratio to the roofline of the device that they were measured on.
+    base = device.base or device
+    yield _Change("links twice as fast", replace(cluster, device=replace(device, base=base, **faster)), load)
+    yield _Change(
+        "no launch cost (CUDA graphs)", replace(cluster, device=replace(device, base=base, launch_s=0.0)), load
+    )
+    alone = replace(device, base=base, besides=tuple(replace(b, points=((1.0, 1.0),)) for b in device.besides))
+    yield _Change("transfers that disturb no product", replace(cluster, device=alone), load)
+
+
+def _busiest(skew: float) -> Any:
+    """Costs of the rank that has more rows than the mean: what works on rows that arrived takes longer."""
+
+    def costs(schedule: Schedule, step: Step, cluster: Cluster, load: int) -> float:
+        symbols = {schedule.graph.types[ref.value].shape[0].symbol for ref in (*step.reads, *step.writes)}
+        here = any(symbol.startswith("rows(") for symbol in symbols)
+        return cost(schedule, step, cluster, load) * (skew if here else 1.0)
+
+    return costs
+
+
+def _measured(path: Path, plan: driver.Plan) -> Iterator[str]:
+    found = _read(path)
+    yield "\npredicted against measured"
+    for entry in found:
+        tokens = max(entry["tokens"])
+        name, ms = entry["schedule"], float(entry["bench"]["median_ms"])
+        if name != plan.schedule.name or entry["ranks"] != plan.schedule.ep:
+            raise EpsError(
+                Diagnostic(
+                    "other-plan",
+                    f"{path} measured `{name}` on {entry['ranks']} ranks,"
+                    f" not `{plan.schedule.name}` on {plan.schedule.ep}",
+                    help=f"-s {name} -D ep={entry['ranks']} explains that one",
+                )
+            )
+        said = simulate(plan.schedule, plan.layer.cluster, tokens).total * 1e3
+        yield f"  {tokens} tokens: {ms:.3f} ms measured, {said:.3f} ms predicted ({said / ms - 1:+.0%})"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        said = json.loads(driver.read(path).text)
+        entries = said if isinstance(said, list) else [said]
+        for entry in entries:
+            float(entry["bench"]["median_ms"]), max(entry["tokens"]), entry["schedule"], entry["ranks"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EpsError(
+            Diagnostic(
+                "not-measured",
+                f"{path} holds no measurement: {error!r}",
+                help="a program writes one with --bench --json FILE",
+            )
+        ) from None
+    return entries

@@ -1,0 +1,123 @@
+"""Where the time of a Timeline goes and why a transfer is not hidden: read off its events; nothing is modelled here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+
+from epsc.ir.kinds import Role
+from epsc.ir.schedule import Schedule
+from epsc.machine.simulate import makers_of
+from epsc.machine.timeline import Event, Interval, Timeline
+
+_INSTANT = 1e-9
+
+
+class Spent(StrEnum):
+    """What a moment goes to: of all that runs in it, the first of these."""
+
+    PRODUCTS = "products"
+    PASSES = "gathers, activations, sums"
+    EXPOSED = "transfers that nothing hides"
+    ROUTING = "routing and counts"
+    HOST = "the host, which reads sizes"
+    IDLE = "nothing: launches and events are waited for"
+
+
+_ORDER = {
+    Role.COMPUTE: Spent.PRODUCTS,
+    Role.MEMORY: Spent.PASSES,
+    Role.TRANSFER: Spent.EXPOSED,
+    Role.CONTROL: Spent.ROUTING,
+    Role.HOST: Spent.HOST,
+}
+
+
+class Why(StrEnum):
+    """Why a transfer is exposed."""
+
+    LITTLE_WORK = "too little work"
+    DEPENDENCY = "dependency"
+    SMS = "SM contention"
+    LAUNCH = "launch"
+    LANE = "lane order"
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """A stretch of time in which a transfer runs and no product or pass does."""
+
+    step: str
+    seconds: float
+    why: Why
+    words: str
+
+
+def spent(timeline: Timeline) -> dict[Spent, float]:
+    """Seconds of the timeline by what they go to; they add up to its total."""
+    found = dict.fromkeys(Spent, 0.0)
+    moments = sorted({0.0, *(e.start for e in timeline.events), *(e.end for e in timeline.events)})
+    ranks = list(_ORDER)
+    for start, end in pairwise(moments):
+        roles = {e.role for e in timeline.events if e.start <= start and e.end >= end}
+        found[_ORDER[min(roles, key=ranks.index)] if roles else Spent.IDLE] += end - start
+    return found
+
+
+def exposures(timeline: Timeline, schedule: Schedule) -> list[Exposure]:
+    """Each exposed stretch, with what kept compute from running in it."""
+    needs = makers_of(schedule)
+    return [_exposure(interval, timeline, needs) for interval in timeline.exposed]
+
+
+def _exposure(interval: Interval, timeline: Timeline, needs: dict[str, tuple[str, ...]]) -> Exposure:
+    start, end = interval
+    moving = [e for e in timeline.events if e.role is Role.TRANSFER and e.start < end and e.end > start]
+    step = max(moving, key=lambda e: min(e.end, end) - max(e.start, start)).step
+    compute = [e for e in timeline.events if e.role in (Role.COMPUTE, Role.MEMORY)]
+    later = [e for e in compute if e.start >= end - _INSTANT]
+    free = [e for e in later if step not in _behind(e.step, needs)]
+    if not later:
+        return Exposure(step, end - start, Why.LITTLE_WORK, "nothing is left to run beside it")
+    if not free:
+        first = min(later, key=lambda e: e.start)
+        return Exposure(
+            step, end - start, Why.LITTLE_WORK, f"all that is left needs what it brings, {first.step} first"
+        )
+    return Exposure(step, end - start, *_held(min(free, key=lambda e: e.start)))
+
+
+def _held(event: Event) -> tuple[Why, str]:
+    """What kept a step that does not need the transfer from running beside it."""
+    words = f"{event.step} could run beside it, but waits for {event.waited_for or 'nothing that is known'}"
+    if event.waited_for.startswith("SMs"):
+        return Why.SMS, words
+    if event.waited_for == "the host to issue it":
+        return Why.LAUNCH, words
+    return (Why.LANE if event.waited_for.endswith("on its lane") else Why.DEPENDENCY), words
+
+
+def _behind(step: str, needs: dict[str, tuple[str, ...]]) -> set[str]:
+    """All steps that this one needs, near and far."""
+    found: set[str] = set()
+    todo = [step]
+    while todo:
+        for maker in needs.get(todo.pop(), ()):
+            if maker not in found:
+                found.add(maker)
+                todo.append(maker)
+    return found
+
+
+def least_total(timeline: Timeline) -> dict[str, float]:
+    """What no order of these steps can beat: the seconds alone of all that one resource has to do."""
+    work: dict[str, float] = {}
+    for event in timeline.events:
+        alone = event.seconds - event.slowed
+        if event.role is Role.TRANSFER:
+            work["transfers"] = work.get("transfers", 0.0) + alone
+        elif event.role in (Role.COMPUTE, Role.MEMORY):
+            work["products and passes"] = work.get("products and passes", 0.0) + alone
+    work["launches"] = timeline.host_busy
+    return work
