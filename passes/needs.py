@@ -5,7 +5,7 @@ from __future__ import annotations
 from epsc.ir.attrs import ExpertGemmAttrs
 from epsc.ir.errors import Faults
 from epsc.ir.graph import Graph, Node
-from epsc.ir.impls import Choice, Impl, impls_of
+from epsc.ir.impls import Choice, Impl, Metric, impls_of
 from epsc.ir.source import Span
 from epsc.machine.cluster import Device
 from epsc.passes.questions import name_of, why_not_persistent
@@ -22,6 +22,25 @@ def check_needs(graph: Graph, node: Node, choice: Choice, device: Device, span: 
             if ways and isinstance(node.attrs, ExpertGemmAttrs):
                 help = f'{help}, or -p "choose{{experts={ways[0]}}}" wherever no `use` stands'
             faults.add("needs", f"`{name}` cannot run `{name_of(node)}`: {why}", span or node.span, help=help)
+    if device.backend == "cuda" and _one_sided(graph, node):
+        for metric in {condition.metric for _, condition in choice.cases} & _OF_ROWS:
+            faults.add(
+                "needs",
+                f"`{name_of(node)}` cannot be chosen by `{metric}`: {_UNKNOWN}",
+                span or node.span,
+                help="compare `tokens`",
+            )
+
+
+_OF_ROWS = {Metric.ROWS, Metric.MEAN_ROWS, Metric.MAX_ROWS}
+_UNKNOWN = "of rows that come one-sided the host does not know how many there are"
+
+
+def _one_sided(graph: Graph, node: Node) -> bool:
+    """Whether an op multiplies rows that come by one-sided transfers."""
+    if not isinstance(node.attrs, ExpertGemmAttrs):
+        return False
+    return graph.maker[node.ins[1]].kind == "locate"
 
 
 def first_that_can(graph: Graph, node: Node, backend: str, device: Device | None) -> str:
@@ -52,6 +71,8 @@ def _unfit(graph: Graph, node: Node, impl: Impl, backend: str) -> str:
     """What of an op's own shapes and dtypes an implementation cannot do."""
     needs = impl.needs
     read = graph.types[node.ins[0]] if node.ins else None
+    if impl.name in ("dense", "batched") and backend == "cuda" and _one_sided(graph, node):
+        return _UNKNOWN
     if impl.name == "persistent" and (why := why_not_persistent(graph, node)):
         return why
     if needs.align > 1 and read is not None:
