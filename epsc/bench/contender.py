@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -30,15 +30,23 @@ class Contender:
     """Names of the steps that move rows between ranks, of an emitted program."""
     captured: dict[int, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
-    def prepare(self, tokens: set[int]) -> None:
-        """Capture what will be needed. All ranks do so at the same time."""
+    def prepare(self, inputs: Sequence[Tensor]) -> None:
+        """Capture what these inputs will need. All ranks do so at the same time."""
         if self.graph:
-            for number in sorted(tokens - set(self.captured)):
-                self.captured[number] = self.layer.capture(number)
+            for x in inputs:
+                if len(x) not in self.captured:
+                    self.captured[len(x)] = self.layer.capture(x)
 
     def __call__(self, x: Tensor) -> Tensor:
         made: Tensor = self.captured[len(x)](x) if self.graph else self.layer(x)
         return made
+
+    def poison(self, settle: Callable[[], None]) -> None:
+        """Fill with NaN what the layer keeps for rows of other ranks, all of which do so while none runs."""
+        if hasattr(self.layer, "symmetric"):
+            settle()
+            self.layer.symmetric.poison()
+            settle()
 
     def status(self) -> None:
         """Raise what happened on the device, for layers that can tell."""

@@ -251,9 +251,9 @@ class Replicated(Layer):
         made = self.experts(x.index_select(0, order // self.shape.top_k), counts)
         return self.with_shared(x, self.sum_by(made, order, weights))
 
-    def capture(self, tokens: int) -> Callable[[Tensor], Tensor]:
-        """The same as a CUDA graph for so many tokens; what it returns is overwritten by its next call."""
-        held = self.weights["gate_up"].new_zeros(tokens, self.shape.hidden)
+    def capture(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """The same as a CUDA graph for inputs of this shape; what it returns is overwritten by its next call."""
+        held = x.clone()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

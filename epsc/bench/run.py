@@ -225,7 +225,8 @@ def checked(s: Session, inputs: list[torch.Tensor], where: str) -> dict[str, flo
         s.journal.at(c.name)
 
         def one(c: Contender = c) -> float:
-            c.prepare({len(each) for each in inputs})
+            c.prepare(inputs)
+            c.poison(s.ranks.settle)
             return check(c, x, other, wanted, clear)
 
         off, reason = s.ranks.attempt(one)

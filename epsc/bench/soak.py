@@ -87,7 +87,7 @@ def soak(
 
 
 def _forward(contender: Contender, x: Tensor, ranks: Ranks) -> Tensor:
-    contender.prepare({len(x)})
+    contender.prepare([x])
     y = contender(x)
     ranks.settle()
     contender.status()

@@ -73,6 +73,9 @@ def bench(
     layer = driver.understand(source, options)
     report(layer.warnings)
     loads = _tokens(tokens) if tokens else _loads(layer.load)
+    if max(loads) > layer.load[1]:
+        most = f"the plans are made for at most {layer.load[1]}: give -D tokens={max(loads)} as well"
+        raise click.UsageError(f"--tokens says {max(loads)}, but {most}")
     wanted = [Wanted.parse(text) for text in schedules]
 
     def refused(name: str, error: EpsError) -> None:

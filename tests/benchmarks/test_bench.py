@@ -16,6 +16,9 @@ from epsc.bench.contender import Contender, check, load_program
 from epsc.bench.layer import Given, Manifest
 from epsc.bench.programs import Wanted, compile_all
 from epsc.bench.ranks import Ranks
+from epsc.bench.shape import Router
+from epsc.bench.soak import soak
+from epsc.bench.workloads import Workloads
 from epsc.ir.errors import EpsError
 
 ROOT = Path(__file__).parents[2]
@@ -43,25 +46,24 @@ def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.distributed
 def test_measures_in_one_process_group(tmp_path: Path) -> None:
-    out = tmp_path / "found.json"
-    options = ["--preset", "small", "--nproc", "2", "-s", "serial", "-s", "eps:groups=1", "--json", out]
-    done = command("epsc", "bench", V2, *options, "--workload", "hot-rank", "--workload", "burst", "--rounds", "15")
+    out, file = tmp_path / "found.json", tmp_path / "v2.eps"
+    file.write_text(f"{V2.read_text()}\nschedule put {{ use put for sent, back  dedup sent  local_reduce back }}\n")
+    options = ["--preset", "small", "--nproc", "2", "-s", "serial", "-s", "eps:groups=1", "-s", "put", "--json", out]
+    done = command("epsc", "bench", file, *options, "--workload", "hot-rank", "--tokens", "32")
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
-    hot, burst = found["cells"]
-    names = ["hand-a2a", "hand-gather", "hand-no-ep", "serial", "eps:groups=1"]
-    for cell in (hot, burst):
-        assert list(cell["contenders"]) == names
-        assert cell["floor"]["ms"] > 0
-        for name, c in cell["contenders"].items():
-            assert 0 < c["p10"] <= c["median"] <= c["p90"] <= c["most"]
-            assert 0 <= c["error"] < 1e-5
-            assert (c["alone"] is None) == name.startswith("hand")
-        assert all(cell["contenders"][name]["alone"]["transfer"] > 0 for name in names[3:])
-    assert hot["rows"]["per_rank"] == [0, 256, 512]
-    assert burst["sizes"] == [8, 8, 8, 64]
+    (cell,) = found["cells"]
+    names = ["hand-a2a", "hand-gather", "hand-no-ep", "serial", "eps:groups=1", "put"]
+    assert list(cell["contenders"]) == names
+    assert cell["floor"]["ms"] > 0
+    for name, c in cell["contenders"].items():
+        assert 0 < c["p10"] <= c["median"] <= c["p90"] <= c["most"]
+        assert 0 <= c["error"] < 1e-5
+        assert (c["alone"] is None) == name.startswith("hand")
+    assert all(cell["contenders"][name]["alone"]["transfer"] > 0 for name in names[3:])
+    assert cell["rows"]["per_rank"] == [0, 128, 256]
     assert found["failed"] == []
-    for text in ("hot-rank, 64 tokens per rank", "rows per rank 0 / 256 / 512", "eps:groups=1", "vs best"):
+    for text in ("hot-rank, 32 tokens per rank", "rows per rank 0 / 128 / 256", "eps:groups=1", "vs best"):
         assert text in done.stdout
     assert "OMP_NUM_THREADS" not in done.stderr
 
@@ -77,15 +79,55 @@ def test_who_fails_is_left_out_and_named(tmp_path: Path) -> None:
     text = breaks.read_text()
     assert text.count("        self.run.join()\n") == 1
     breaks.write_text(text.replace("        self.run.join()\n", "        os._exit(7)\n"))
-    done = command("benchmarks.run_all", tmp_path, "--ep", "2", "--out", tmp_path, "--tokens", "16", "--forwards", "3")
+    few = ["--only", "hand-no-ep", "serial", "eps", "eps:groups=1", "--tokens", "16", "--rounds", "2", "--runs", "1"]
+    few += ["--workload", "burst"]
+    done = command("benchmarks.run_all", tmp_path, "--ep", "2", "--out", tmp_path, *few)
     assert done.returncode == 3, done.stdout + done.stderr
     found = json.loads((tmp_path / "results-ep2.json").read_text())
     assert {f["name"] for f in found["failed"]} == {"eps", "eps:groups=1"}
-    (soak,) = found["soaks"]
-    assert soak["forwards"] == 3
-    assert soak["errors"]["serial"] < 1e-5 < soak["errors"]["eps"]
+    (cell,) = found["cells"]
+    assert cell["sizes"] == [2, 2, 2, 16]
+    assert list(cell["contenders"]) == ["hand-no-ep", "serial"]
     assert "FAILED: eps:groups=1, its process: ended with exit code" in done.stdout
-    assert "FAILED: eps, soak, random: forward 0: error 1.00e-02" in done.stdout
+    assert "FAILED: eps, burst, 16 tokens: its relative error is 1.00e-02" in done.stdout
+
+
+class Right:
+    """What a layer that doubles should return."""
+
+    def result(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    def clear(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(x), dtype=torch.bool)
+
+
+def test_soak_checks_every_forward() -> None:
+    """One goes wrong at its third forward, one raises at its second; the others go on."""
+    calls = dict.fromkeys(("wrong", "raises"), 0)
+
+    def wrong(x: torch.Tensor) -> torch.Tensor:
+        calls["wrong"] += 1
+        return x * (3 if calls["wrong"] == 3 else 2)
+
+    def raises(x: torch.Tensor) -> torch.Tensor:
+        calls["raises"] += 1
+        if calls["raises"] == 2:
+            raise RuntimeError("stuck")
+        return x * 2
+
+    router, made = Router(4, 2), torch.Generator().manual_seed(1)
+    weight = torch.randn(4, 16, generator=made) / 4
+    workloads = Workloads(router, lambda name: weight, 0, 1, torch.float32)
+    contenders = [Contender("right", Doubles()), Contender("wrong", wrong), Contender("raises", raises)]
+    turns: list[str] = []
+    ranks = Ranks(torch.device("cpu"))
+    found, failed = soak(ranks, contenders, workloads, "zipf", [5, 9], 6, Right(), turns.append)
+    assert calls == {"wrong": 3, "raises": 2}
+    assert failed["wrong"] == "forward 2: error 5.00e-01"
+    assert failed["raises"].endswith("RuntimeError: stuck")
+    assert found["errors"]["right"] == 0
+    assert turns.count("right") == found["forwards"] == 6
 
 
 def test_steps_alone(tmp_path: Path) -> None:
@@ -123,8 +165,8 @@ class Doubles(torch.nn.Module):
         y[: len(x) - (self.fault == "unwritten")] = (x * 2)[: len(x) - (self.fault == "unwritten")]
         return y
 
-    def capture(self, tokens: int) -> Any:
-        self.asked.append(tokens)
+    def capture(self, x: torch.Tensor) -> Any:
+        self.asked.append(len(x))
         return self
 
     def status(self) -> None:
@@ -147,8 +189,8 @@ def test_checks_find(fault: str) -> None:
 def test_graphs_are_captured_once_for_each_load() -> None:
     layer = Doubles("kept")
     contender = Contender("it", layer, graph=True)
-    contender.prepare({4})
-    contender.prepare({4, 2})
+    contender.prepare([torch.zeros(4, 2), torch.ones(4, 2)])
+    contender.prepare([torch.zeros(2, 2), torch.zeros(4, 2)])
     assert layer.asked == [4, 2]
     x = torch.randn(4, 2)
     # What a graph returned may be overwritten by its next run.
@@ -163,6 +205,7 @@ def test_graphs_are_captured_once_for_each_load() -> None:
         (["-s", "eps groups=2"], 1, "NAME:LET=NUMBER"),
         (["-s", "serial", "--only", "hand-a2a,eps"], 2, "--only takes some of hand-a2a"),
         (["--tokens", "1,0"], 2, "numbers of at least 1"),
+        (["--tokens", "8,65"], 2, "at most 64: give -D tokens=65"),
     ],
 )
 def test_wrong_requests_are_refused_before_anything_starts(arguments: list[str], code: int, text: str) -> None:
