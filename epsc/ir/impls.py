@@ -84,8 +84,8 @@ def _torch(
     return Impl("torch", kind, doc, Needs(device), _GPU_SMS, Cost(bound, efficiency, launches), kind)
 
 
-def _triton(kind: str, doc: str) -> Impl:
-    return Impl("triton", kind, doc, Needs(device="cuda"), _GPU_SMS, Cost(Bound.HBM, 0.8), kind)
+def _triton(kind: str, doc: str, launches: int = 1) -> Impl:
+    return Impl("triton", kind, doc, Needs(device="cuda"), _GPU_SMS, Cost(Bound.HBM, 0.8, launches), kind)
 
 
 def _one_sided(name: str, kind: str, doc: str, bound: Bound = Bound.LINK) -> Impl:
@@ -201,7 +201,9 @@ IMPLS: tuple[Impl, ...] = (
         Cost(Bound.LATENCY, 1.0),
         "sizes",
     ),
+    _triton("route", "mm, then one kernel that scores, chooses and weighs", launches=2),
     _torch("route", "torch ops", Bound.HBM, 0.5, launches=5),
+    _triton("layout", "histograms of blocks, ranks within them, then places", launches=3),
     _torch("layout", "one stable sort, one histogram", Bound.HBM, 0.2, launches=6),
     _torch("arrange", "repeat_interleave of offsets", Bound.HBM, 0.2, launches=6),
     _torch("permute", "index_select"),

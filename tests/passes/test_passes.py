@@ -79,7 +79,7 @@ def test_use_reaches_every_op_that_has_the_implementation() -> None:
         ("use triton for mlp when rows > 4096 else torch", "`mlp` runs on tokens, where nothing has `rows`"),
         ("use torch for back when max_rows < 8 else triton", "`back` also runs on tokens, where nothing has"),
         ("use triton for back when tokens > 8 else nccl", "no op of `back` has `triton` and `nccl`"),
-        ("use triton for sent", "`triton` is no implementation of `sent`"),
+        ("use batched for sent", "`batched` is no implementation of `sent`"),
         ("use torch for h when rows < 8 else grouped", "no op of `h` has `torch` and `grouped`"),
     ],
 )
