@@ -129,6 +129,8 @@ def begin(args: argparse.Namespace, ranks: Ranks, dtype: torch.dtype, manifest: 
     names = [name for name in args.only or known if name not in args.skip]
     if not manifest.shape and not programs:
         raise SystemExit(f"no program for {ranks.world} rank(s) in {args.folder}")
+    if ranks.device.type == "cpu":
+        journal.note("CPU ranks share cores: they show that plans are right, not how fast they are")
     if not manifest.shape:
         journal.note(f"no layers by hand: {manifest.unlike}")
     rates = ceilings(ranks, dtype)
