@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from epsc import __version__
+from epsc import __version__, lock
 from epsc.grammar import parse_recovering
 from epsc.ir.errors import Diagnostic, EpsError, Faults, did_you_mean
 from epsc.ir.graph import Graph
@@ -198,14 +198,25 @@ def plan(layer: Layer, schedule: str | None = None) -> Plan:
         named["serial"] = SERIAL
     decl = named[schedule] if schedule else layer.schedules[0]
     cluster, options = layer.cluster, layer.options
+    if decl.auto and (kept := lock.find(lock.path_of(layer.source), _key(layer))):
+        return plan_as(layer, replace(kept.decl, name=decl.name))
     if decl.auto:
         from epsc.passes.auto import search  # noqa: PLC0415 - the simulator is not needed to prove what is written down
 
         best, asked = search(layer.said, layer.graph, layer.numbers, cluster, layer.load[1], options.pipeline)
         decision = _decide(layer, replace(best.decl, name=decl.name))
         return Plan(layer, decision.schedule, decision.warnings, tuple(asked))
+    return plan_as(layer, decl)
+
+
+def plan_as(layer: Layer, decl: ScheduleDecl) -> Plan:
+    """Decide a schedule, of the file or not, and prove it. Raises EpsError."""
     decision = _decide(layer, decl)
     return Plan(layer, decision.schedule, decision.warnings)
+
+
+def _key(layer: Layer) -> lock.Key:
+    return lock.Key.of(layer.said, layer.cluster.device.name, layer.cluster.mesh.ep, layer.load[1])
 
 
 def _decide(layer: Layer, decl: ScheduleDecl) -> Decision:
