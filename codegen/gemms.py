@@ -102,7 +102,7 @@ class Gemms:
         parameters = ("rows: Tensor", "weight: Tensor", *bias, "part: Part", "ends: Tensor", "out: Tensor")
         args = ", ".join(name.partition(":")[0] for name in parameters[:-1])
         if impl == "persistent":
-            doc = f"`persistent_gemm`, with {by['torch']} of the sums before they are stored."
+            doc = f"One launch for all experts, with {by['torch']} of the sums before they are stored."
             args = "rows, weight.mT, ends[part.ends], out, programs_for(rows), expected=part.mean_rows"
             body = call(f"return {self._product(act)}", args.split(", "))
         else:
