@@ -49,7 +49,7 @@ def test_a_wrong_program_is_noticed(
     layer = driver.understand(driver.read(EXAMPLES[1]), driver.Options({"ep": "2"}, preset="small"))
     job = prepare(layer, "serial", (8, 8))
     text = Path(job.program).read_text()
-    broken = text.replace("torch.add(back, mlp, out=return_)", "torch.add(back, back, out=return_)")
+    broken = text.replace("r_weights, return_, mlp)", "r_weights, return_)")
     assert broken != text
     path = tmp_path / "broken.py"
     path.write_text(broken)
