@@ -144,14 +144,19 @@ def _look_at_schedules(
     """Add the faults of schedules that are there whatever becomes of those of the layer and the cluster."""
     ep, sms = (cluster.mesh.ep, cluster.device.sms) if cluster else (1, MOST)
     for decl in spec.schedules:
-        graph = lower(made.graph, options.pipeline, asks=asks_of(decl, made.graph, faults))
-        resolve(decl, graph, numbers, ep, sms, faults, made.vague)
+        try:
+            asks = asks_of(decl, made.graph, made.vague)
+        except EpsError as error:
+            faults.diagnostics += [d for d in error.diagnostics if d not in faults.diagnostics]
+            continue
+        graph = lower(made.graph, options.pipeline, asks=asks)
+        resolve(decl, graph, numbers, ep, sms, faults, made.vague | asks.lost)
 
 
-def lowered(layer: Layer, decl: ScheduleDecl, faults: Faults) -> Graph:
+def lowered(layer: Layer, decl: ScheduleDecl) -> Graph:
     """The graph that `decl` decides on: transports that it chooses are ops of their own, and so are the activations
-    that it speaks of. Who watches is shown all passes of every plan."""
-    asks, watch = asks_of(decl, layer.said, faults), layer.options.watch
+    that it speaks of. Who watches is shown all passes of every plan. Raises EpsError for what no lowering can give."""
+    asks, watch = asks_of(decl, layer.said), layer.options.watch
     return lower(layer.said, layer.options.pipeline, watch, asks) if asks or watch else layer.graph
 
 
@@ -221,7 +226,7 @@ def _key(layer: Layer) -> lock.Key:
 
 def _decide(layer: Layer, decl: ScheduleDecl) -> Decision:
     faults = Faults()
-    graph, mesh, device = lowered(layer, decl, faults), layer.cluster.mesh, layer.cluster.device
+    graph, mesh, device = lowered(layer, decl), layer.cluster.mesh, layer.cluster.device
     wishes = resolve(decl, graph, layer.numbers, mesh.ep, device.sms, faults)
     faults.raise_if_any()
     context = Context(wishes, mesh.ep, device.sms, device)

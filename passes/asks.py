@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from epsc.ir.errors import Faults, Note, did_you_mean
 from epsc.ir.graph import Graph, Node
 from epsc.ir.source import Span
-from epsc.ir.spec import Before, Beside, Dedup, LocalReduce, On, ScheduleDecl, Split, Target, Use
-from epsc.passes.questions import name_of
+from epsc.ir.spec import Before, Beside, Dedup, LocalReduce, On, Reserve, ScheduleDecl, Split, Target, Use
+from epsc.passes.questions import name_of, needed
 
 ONE_SIDED = {"dispatch": ("put", "copy"), "combine": ("put",)}
 """Transports by which a rank stores into the memory of another; all else is a collective."""
@@ -24,6 +24,9 @@ class Asks:
     """Activations that stay ops of their own behind an expert gemm, because the schedule chooses an implementation of
     either (other than the one that has both), or asks one thing of the activation and another of the gemm."""
 
+    lost: frozenset[str] = frozenset()
+    """Of a layer with faults: dispatches (as it names them) that are to be one-sided, whose combine the faults took."""
+
     def __bool__(self) -> bool:
         return bool(self.transports or self.apart)
 
@@ -31,54 +34,188 @@ class Asks:
 NOTHING = Asks()
 
 
-def asks_of(decl: ScheduleDecl, said: Graph, faults: Faults) -> Asks:
+def asks_of(decl: ScheduleDecl, said: Graph, vague: frozenset[str] = frozenset()) -> Asks:
     """What `decl` chooses of the dispatches, combines and experts of `said`, the graph as the layer says it.
 
-    Adds a fault for a pair of which only one half is one-sided, and for what no transport can do.
+    Raises EpsError for what no transport can do, and for a pair of which only one half is one-sided: where it is not
+    decided which ops there are, nobody can say what the other directives mean. Of a graph with faults `vague` are the
+    names whose ops may not all be there.
     """
-    moves = [node for node in said.nodes if node.kind in ONE_SIDED]
-    transports: dict[str, str] = {}
-    spans: dict[str, Span | None] = {}
+    faults = Faults()
+    transports = _transports(decl, said, vague, faults)
+    faults.raise_if_any()
+    homes = _homes(said)
+    lost = {name for name in transports if name in homes and not homes[name]}
+    chosen = {name: transport.name for name, transport in transports.items() if name not in lost}
+    return Asks(chosen, _apart(decl, said), frozenset(said.node[name].origin for name in lost))
+
+
+def _homes(said: Graph) -> dict[str, list[Node]]:
+    """The combines that bring home the rows of each dispatch."""
+    nodes = needed(said)
+    symbols = [(node, said.types[node.ins[0]].shape[0].symbol) for node in nodes if node.kind == "combine"]
+    return {
+        node.name: [home for home, symbol in symbols if symbol == f"rows({node.name})"]
+        for node in nodes
+        if node.kind == "dispatch"
+    }
+
+
+@dataclass(frozen=True)
+class _Transport:
+    name: str
+    span: Span | None
+
+
+def _transports(decl: ScheduleDecl, said: Graph, vague: frozenset[str], faults: Faults) -> dict[str, _Transport]:
+    """The one-sided ones, by the dispatch or combine that each is of."""
+    moves = [node for node in needed(said) if node.kind in ONE_SIDED]
+    collectives: dict[str, _Transport] = {}
+    transports: dict[str, _Transport] = {}
     wants: dict[str, Dedup | LocalReduce] = {}
     for directive in decl.directives:
         match directive:
             case Use():
-                names = {impl.name for impl in directive.impls} & {"put", "copy"}
-                for node in _named(directive.targets, moves) if names else ():
-                    name = directive.impls[0].name
-                    if directive.whens:
-                        faults.add(
-                            "transport-by-load",
-                            f"how `{node.origin}` travels decides which ops there are, and cannot change with the load",
-                            directive.span,
-                            help="write two schedules, and choose between them",
-                        )
-                    elif name in ONE_SIDED[node.kind]:
-                        transports[node.name], spans[node.name] = name, directive.span
-                    else:
-                        faults.add(
-                            "transport",
-                            f"`{name}` cannot bring the rows of `{node.origin}` home: `copy` sends all rows of a rank"
-                            " to all others",
-                            directive.span,
-                            help=f"`use put for {node.origin}`",
-                        )
+                _choose(directive, moves, transports, collectives, faults)
             case Dedup() | LocalReduce():
                 word, kind = ("dedup", "dispatch") if isinstance(directive, Dedup) else ("local_reduce", "combine")
-                known = {node.origin for node in moves if node.kind == kind}
+                known = {node.origin for node in said.nodes if node.kind == kind}
                 for target in directive.targets:
-                    if target.name not in known:
+                    if target.name not in known | vague:
                         faults.add(
                             f"not-a-{kind}",
-                            f"`{target.name}` is no {kind}: nothing can be done by `{word}`",
+                            f"`{target.name}` is no {kind}: there is nothing that `{word}` could do",
                             target.span,
                             help=did_you_mean(target.name, known),
                         )
                 for node in _named(directive.targets, moves):
                     wants[node.name] = directive
     for node in moves:
-        _check(node, transports, spans, wants, said, faults)
-    return Asks(transports, _apart(decl, said))
+        _check_rows(node, transports.get(node.name), wants.get(node.name), faults)
+    for name, homes in _homes(said).items():
+        _check_pair(said.node[name], homes, transports, faults)
+    for directive in decl.directives:
+        if isinstance(directive, Reserve | Split):
+            _check_directive(directive, said, moves, transports, faults)
+    return transports
+
+
+def _choose(
+    use: Use,
+    moves: list[Node],
+    transports: dict[str, _Transport],
+    collectives: dict[str, _Transport],
+    faults: Faults,
+) -> None:
+    """Note what a `use` says of transports."""
+    names = {impl.name for impl in use.impls}
+    one_sided = names & {"put", "copy"}
+    for node in _named(use.targets, moves):
+        chosen = _Transport(use.impls[0].name, use.span)
+        before, others = (transports, collectives) if one_sided else (collectives, transports)
+        if not one_sided and not names & {"nccl", "gloo"}:
+            continue  # of the experts, or of the sum, of the same statement
+        if first := others.get(node.name) or (transports.get(node.name) if one_sided else None):
+            faults.add(
+                "use-twice",
+                f"how `{node.origin}` travels is chosen twice",
+                use.span,
+                notes=[Note("first here", first.span)],
+            )
+        elif one_sided and use.whens:
+            faults.add(
+                "transport-by-load",
+                f"how `{node.origin}` travels decides which ops there are, and cannot change with the load",
+                use.span,
+                help="write a schedule for each transport, and a program of each",
+            )
+        elif one_sided and chosen.name not in ONE_SIDED[node.kind]:
+            faults.add(
+                "transport",
+                f"`{chosen.name}` cannot bring the rows of `{node.origin}` home: a copy engine sums nothing",
+                use.span,
+                help=f"`use put for {node.origin}`",
+            )
+        before.setdefault(node.name, chosen)
+
+
+def _check_rows(node: Node, transport: _Transport | None, wanted: Dedup | LocalReduce | None, faults: Faults) -> None:
+    """What a transfer does to rows is said, because a reader must know of it."""
+    word = "dedup" if node.kind == "dispatch" else "local_reduce"
+    if wanted and transport is None:
+        faults.add(
+            "collective",
+            f"`{word} {node.origin}` needs a transport that stores into the memory of other ranks: an all2all does not",
+            wanted.span,
+            help=f"add `use put for {node.origin}`",
+        )
+    if transport and transport.name == "put" and wanted is None:
+        what = "a token once to each rank" if node.kind == "dispatch" else "one sum for each token and rank"
+        faults.add(
+            "one-row-per-token",
+            f"`put` sends {what}, where an all2all sends each copy of a token: `{word} {node.origin}` must say so",
+            transport.span,
+            help=f"add `{word} {node.origin}`",
+        )
+
+
+def _check_pair(dispatch: Node, homes: list[Node], transports: dict[str, _Transport], faults: Faults) -> None:
+    """A dispatch and what brings its rows home are one-sided both or neither: the two share where rows lie."""
+    ways = [transports.get(node.name) for node in (dispatch, *homes)]
+    if not any(ways):
+        return
+    span = next(way.span for way in ways if way)
+    if len(homes) > 1:
+        faults.add(
+            "one-combine",
+            f"`{dispatch.origin}` has {len(homes)} combines, and rows that travel one-sided can have one",
+            span,
+            notes=[Note(f"`{node.origin}` is here", node.span) for node in homes],
+            help="leave out `use put` and `use copy`: an all2all moves rows for any number of combines",
+        )
+    elif homes and not all(ways):
+        lacks, has = (homes[0], dispatch) if ways[0] else (dispatch, homes[0])
+        ways_of_it = " or ".join(f"`use {name} for {lacks.origin}`" for name in ONE_SIDED[lacks.kind])
+        faults.add(
+            "half-one-sided",
+            f"`{has.origin}` is one-sided and `{lacks.origin}` is not: the two share where rows lie",
+            span,
+            help=f"add {ways_of_it}",
+            notes=[Note(f"`{lacks.origin}` is here", lacks.span)],
+        )
+
+
+def _check_directive(
+    directive: Reserve | Split,
+    said: Graph,
+    moves: list[Node],
+    transports: dict[str, _Transport],
+    faults: Faults,
+) -> None:
+    """SMs for what needs none; cuts of what lies in one piece."""
+    for target in directive.targets:
+        if isinstance(directive, Reserve):
+            for node in _named((target,), moves):
+                if node.name in transports and transports[node.name].name == "copy":
+                    faults.add(
+                        "reserve",
+                        f"`{node.origin}` travels by copy engines, which need no SMs: there is nothing to reserve",
+                        target.span,
+                        help=f"leave `{node.origin}` out of the `reserve`",
+                    )
+            continue
+        for node in said.nodes:
+            symbols = {
+                said.types[value].shape[0].symbol for value in (*node.ins, *node.outs) if said.types[value].shape
+            }
+            if target.name in (node.origin, name_of(node)) and any(f"rows({name})" in symbols for name in transports):
+                faults.add(
+                    "split-one-sided",
+                    f"`{target.name}` cannot be cut: rows that travel one-sided lie in one piece",
+                    target.span,
+                    help="leave out the `split`, or let an all2all move the rows",
+                )
+                break
 
 
 def _apart(decl: ScheduleDecl, said: Graph) -> frozenset[str]:
@@ -119,43 +256,3 @@ def _names(targets: tuple[Target, ...]) -> set[str]:
 
 def _named(targets: tuple[Target, ...], moves: list[Node]) -> list[Node]:
     return [node for node in moves if node.origin in _names(targets)]
-
-
-def _check(
-    node: Node,
-    transports: dict[str, str],
-    spans: dict[str, Span | None],
-    wants: dict[str, Dedup | LocalReduce],
-    said: Graph,
-    faults: Faults,
-) -> None:
-    """One-sided transfers come in pairs, and say what they do to rows."""
-    word = "dedup" if node.kind == "dispatch" else "local_reduce"
-    transport, wanted = transports.get(node.name), wants.get(node.name)
-    if wanted and transport is None:
-        faults.add(
-            "collective",
-            f"`{word} {node.origin}` needs a transport that stores into the memory of other ranks",
-            wanted.span,
-            help=f"`use put for {node.origin}`",
-        )
-    if transport == "put" and wanted is None:
-        faults.add(
-            "one-row-per-token",
-            f"`put` sends {'a token' if node.kind == 'dispatch' else 'one sum for a token'} once between two ranks, and"
-            f" so needs `{word} {node.origin}`",
-            spans[node.name],
-            help=f"add `{word} {node.origin}`",
-        )
-    if node.kind == "combine":
-        symbol = said.types[node.ins[0]].shape[0].symbol
-        dispatch = said.node[symbol[len("rows(") : -1]]
-        if (transport is None) != (dispatch.name not in transports):
-            lacks, has = (node, dispatch) if transport is None else (dispatch, node)
-            faults.add(
-                "half-one-sided",
-                f"`{has.origin}` is one-sided and `{lacks.origin}` is not: the two share where rows lie",
-                spans[has.name],
-                help=f"`use put for {lacks.origin}`",
-                notes=[Note(f"`{lacks.origin}` is here", lacks.span)],
-            )

@@ -157,7 +157,7 @@ def scheduled(
 ) -> Schedule:
     """What the passes make of `decl`, up to its waits, unproven. Raises EpsError when the layer cannot have it."""
     faults = Faults()
-    asks = asks_of(decl, said, faults)
+    asks = asks_of(decl, said)
     lowered = lower(said, pipeline, asks=asks) if asks else graph
     wishes = resolve(decl, lowered, numbers, cluster.mesh.ep, cluster.device.sms, faults)
     faults.raise_if_any()

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from epsc.ir.attrs import Attrs, Direction, RowsAttrs, TransferAttrs
 from epsc.ir.dims import RANKS, SLOTS, TOKENS, Dim, DType, Tensor, rows
-from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.graph import Graph, Node
 from epsc.passes.asks import NOTHING, Asks
+from epsc.passes.questions import needed
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,13 @@ class Canonicalise:
         types = dict(graph.types)
         nodes: list[Node] = []
         ends: dict[str, str] = {}
-        for node in _needed(graph):
+        said = needed(graph)
+        for node in said:
             if node.name in asks.transports:
                 if node.kind == "dispatch":
-                    nodes += _one_sided_dispatch(node, types, asks.transports[node.name], _weights_of(graph, node))
+                    nodes += _one_sided_dispatch(
+                        node, types, asks.transports[node.name], _weights_of(said, types, node)
+                    )
                     ends[node.name] = f"{node.name}.locate.ends"
                 else:
                     nodes += _one_sided_combine(node, types)
@@ -64,17 +67,6 @@ class Canonicalise:
         lowered = graph.with_nodes(tuple(nodes), types)
         used = {name for node in nodes for name in node.params}
         return replace(lowered, params=tuple(p for p in graph.params if p.name in used))
-
-
-def _needed(graph: Graph) -> list[Node]:
-    """The nodes that some result depends on, in order."""
-    wanted = set(graph.results)
-    kept = []
-    for node in reversed(graph.nodes):
-        if wanted & set(node.outs):
-            wanted |= set(node.ins)
-            kept.append(node)
-    return kept[::-1]
 
 
 def _dispatch(node: Node, types: dict[str, Tensor]) -> list[Node]:
@@ -137,21 +129,11 @@ def _combine(node: Node, types: dict[str, Tensor]) -> list[Node]:
     ]
 
 
-def _weights_of(graph: Graph, dispatch: Node) -> str:
+def _weights_of(nodes: list[Node], types: dict[str, Tensor], dispatch: Node) -> str:
     """The weights that the rows of a dispatch are summed with: with one-sided transfers experts must know them."""
     here = f"rows({dispatch.name})"
-    found = {n.ins[2]: n for n in graph.nodes if n.kind == "combine" and graph.types[n.ins[0]].shape[0].symbol == here}
-    if len(found) != 1:
-        raise EpsError(
-            Diagnostic(
-                "one-combine",
-                f"rows of `{dispatch.origin}` are combined with {len(found) or 'no'} weights: one-sided,"
-                " experts are told one for each copy of a token",
-                dispatch.span,
-                help="let it travel by a collective: leave out its `use put` or `use copy`",
-            )
-        )
-    return next(iter(found))
+    (home,) = (node for node in nodes if node.kind == "combine" and types[node.ins[0]].shape[0].symbol == here)
+    return home.ins[2]
 
 
 def _one_sided_dispatch(node: Node, types: dict[str, Tensor], transport: str, weights: str) -> list[Node]:

@@ -96,16 +96,7 @@ def _layouts(
     layouts = []
     for dispatch, nodes in branches.items():
         moved = [node for node in nodes if node.kind in ("all2all", "regroup", "ungroup")]
-        if not moved:
-            for node in nodes:
-                if node.name in splits:
-                    faults.add(
-                        "split-one-sided",
-                        f"`{node.origin}` is {_text(splits[node.name])}, but rows that come one-sided lie in one piece",
-                        wishes.split_spans.get(node.name) or node.span,
-                        help="only collectives move rows in pieces today",
-                    )
-                    break
+        if not moved:  # one-sided: in one piece
             continue
         cut = splits.get(moved[0].name)
         for node in moved[1:]:

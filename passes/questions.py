@@ -44,6 +44,17 @@ def layer_of(node: Node) -> tuple[str, ...]:
     return tuple(parts[: len(parts) - 1 - parts[::-1].index(word)]) if word in parts else ()
 
 
+def needed(graph: Graph) -> list[Node]:
+    """The nodes that some result depends on, in order."""
+    wanted = set(graph.results)
+    kept = []
+    for node in reversed(graph.nodes):
+        if wanted & set(node.outs):
+            wanted |= set(node.ins)
+            kept.append(node)
+    return kept[::-1]
+
+
 def at_experts(graph: Graph, node: Node) -> bool:
     """Whether an op runs on rows that arrived for experts."""
     return graph.types[node.outs[0]].shape[0].symbol.startswith("rows(")
