@@ -1,3 +1,25 @@
 """epsc compiles Mixture-of-Experts layers into readable, proven, overlapped programs."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from epsc.api.tracing import Traced, trace
+    from epsc.grammar.trace.seam import mark_experts
+
 __version__ = "0.1.0"
+
+_LATE = {
+    "Traced": "epsc.api.tracing",
+    "mark_experts": "epsc.grammar.trace.seam",
+    "trace": "epsc.api.tracing",
+}
+"""What needs torch, and so is loaded when it is asked for: `epsc check` does without."""
+
+__all__ = ["Traced", "__version__", "mark_experts", "trace"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module `epsc` has no attribute `{name}`")
+    return getattr(import_module(_LATE[name]), name)

@@ -1,0 +1,1 @@
+"""What a Python program calls: trace a module, compile it, swap the blocks of a model."""

@@ -1,0 +1,94 @@
+"""What no module may be that is traced or compiled, said before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from epsc.grammar.trace.probe import Inputs, inputs_of
+from epsc.grammar.trace.spans import module_span
+from epsc.ir.dims import DType
+from epsc.ir.errors import Diagnostic, EpsError
+
+DTYPES = {torch.float32: DType.FP32, torch.bfloat16: DType.BF16, torch.float16: DType.FP16}
+
+_SIZES = ("hidden_size", "hidden_dim", "d_model", "dim", "embed_dim", "n_embd")
+
+
+def refusal(code: str, message: str, module: nn.Module | None = None, help: str | None = None) -> EpsError:
+    """An error about a module, at its `forward`."""
+    return EpsError(Diagnostic(code, message, module_span(module) if module else None, help=help))
+
+
+def check_module(module: nn.Module, *, weights_given: bool = False) -> torch.dtype:
+    """The dtype of the module. Raises EpsError when it cannot be traced as it is."""
+    if not isinstance(module, nn.Module):
+        raise refusal("not-a-module", f"epsc traces an nn.Module, not {type(module).__name__}")
+    name = type(module).__name__
+    if module.training:
+        raise refusal(
+            "training",
+            f"{name} is in training mode, in which jitter and dropout may run; epsc compiles what inference computes",
+            module,
+            "call `module.eval()` first",
+        )
+    floating = [p for p in module.parameters() if p.is_floating_point()]
+    if not floating:
+        raise refusal("not-moe", f"{name} has no parameters, so it has no experts", module)
+    if not weights_given and any(p.is_meta for p in module.parameters()):
+        raise refusal(
+            "meta-weights",
+            f"the weights of {name} are on the meta device: there is nothing to compile with",
+            module,
+            "give `weights=`, a `.safetensors` file or a state dict, or call `module.to_empty(device=...)` and load",
+        )
+    if any(b.is_meta for b in module.buffers()):
+        raise refusal("meta-weights", f"{name} has buffers on the meta device: nobody knows what they hold", module)
+    dtype = max(floating, key=lambda p: p.numel()).dtype
+    if dtype not in DTYPES:
+        known = ", ".join(str(each).removeprefix("torch.") for each in DTYPES)
+        raise refusal("bad-dtype", f"{name} is in {str(dtype).removeprefix('torch.')}: epsc knows {known}", module)
+    return dtype
+
+
+def check_inputs(module: nn.Module, example: Sequence[Any] | Tensor | None) -> Inputs:
+    """How the module is called: by the example, or by trying when there is none. Raises EpsError."""
+    if example is not None:
+        given = (example,) if isinstance(example, Tensor) else tuple(example)
+        if inputs := inputs_of(given):
+            return inputs
+        raise refusal("bad-example", "no example input is a tensor [.., tokens, hidden] of floating point", module)
+    tried = []
+    first = next(p for p in module.parameters() if p.is_floating_point())
+    device = torch.device("cpu") if first.is_meta else first.device
+    for hidden in _widths(module):
+        for lead in ((2, 4), (8,)):
+            x = torch.zeros(*lead, hidden, dtype=first.dtype, device=device)
+            tried.append(list(x.shape))
+            try:
+                with torch.no_grad():
+                    module(x) if not first.is_meta else module(x.to("meta"))
+            except Exception:
+                continue
+            return Inputs((x,), 0)
+    raise refusal(
+        "bad-example",
+        f"{type(module).__name__} cannot be called with one tensor of {', '.join(map(str, tried[:6]))}",
+        module,
+        "give `example_inputs`, as the module is called",
+    )
+
+
+def _widths(module: nn.Module) -> list[int]:
+    """The widths that tokens may have: what the module says, then what its matrices read."""
+    config = getattr(module, "config", None)
+    said = [getattr(owner, name, None) for owner in (module, config) for name in _SIZES]
+    for child in module.children():
+        said += [getattr(child, name, None) for name in _SIZES]
+    read = [p.shape[-1] for p in module.parameters() if p.ndim >= 2] + [
+        p.shape[1] for p in module.parameters() if p.ndim == 3
+    ]
+    return list(dict.fromkeys(int(n) for n in (*said, *read) if isinstance(n, int) and n > 1))

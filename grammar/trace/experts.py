@@ -1,0 +1,192 @@
+"""Experts: two products and an activation for each, found by what the module's experts compute.
+
+Spellings are many and the language says few things. So candidates are made from the shapes of the weights and the
+numbers in the code, and one is taken only if it gives what the experts give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import permutations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from epsc.grammar.trace.oracle import activation, close
+from epsc.grammar.trace.seam import Experts
+from epsc.grammar.trace.weights import Bank, Piece, Weight, banks
+from epsc.ir.attrs import Act, ActAttrs
+
+ROWS = 6
+SCALES = (1.0, 12.0)
+"""Of the tokens that are tried: the larger ones meet clamps."""
+
+
+@dataclass(frozen=True)
+class Ffn:
+    """Experts as the language says them."""
+
+    experts: int
+    width: int
+    """Of the middle."""
+    act: ActAttrs
+    up: Weight
+    down: Weight
+    up_bias: Weight | None = None
+    down_bias: Weight | None = None
+    transposed: bool = False
+    """Weights lie as [in, out]."""
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        return tuple(w for w in (self.up, self.up_bias, self.down, self.down_bias) if w)
+
+
+def activations(numbers: set[float]) -> list[ActAttrs]:
+    """What the language can say with the numbers of some code; the plain ones first."""
+    limits = [0.0, *sorted(n for n in numbers if n > 0)]
+    alphas = [1.0, *sorted(n for n in numbers if n > 0 and n != 1.0)]
+    plain = [ActAttrs(fn) for fn in Act]
+    gated = [
+        ActAttrs(fn, limit, alpha, offset, interleaved)
+        for interleaved in (False, True)
+        for fn in (Act.SWIGLU, Act.GEGLU)
+        for limit in limits
+        for offset in (0.0, 1.0)
+        for alpha in (alphas if fn is Act.SWIGLU else alphas[:1])
+    ]
+    clamped = [ActAttrs(fn, limit) for fn in Act if not fn.gated for limit in limits]
+    return list(dict.fromkeys([*plain, *gated, *clamped]))
+
+
+def identify(
+    experts: Experts,
+    tensors: Mapping[str, Tensor],
+    count: int,
+    top_k: int,
+    hidden: int,
+    numbers: set[float],
+    device: torch.device,
+) -> Ffn | None:
+    """The form of `experts`, or None when it is none that the language has.
+
+    `tensors` are the parameters that it may use, of which there are fp32 made-up ones.
+    """
+    found = banks(((name, tuple(t.shape)) for name, t in tensors.items()), count)
+    generator = torch.Generator(device).manual_seed(1)
+    tried = []
+    for scale in SCALES:
+        x = scale * torch.randn(ROWS, hidden, generator=generator, device=device)
+        # Half of one expert for the first rows, and nothing of others: what it computes, and that weights come after
+        # it. The further rows have every expert chosen, as it was when the block was traced.
+        rest = torch.randn(count, hidden, generator=generator, device=device)
+        for e in {0, count // 2, count - 1}:
+            first = torch.cat([torch.full((ROWS,), e, device=device), torch.arange(count, device=device)])
+            ids = (first.unsqueeze(1) + torch.arange(top_k, device=device)) % count
+            weights = torch.zeros(ROWS + count, top_k, device=device)
+            weights[:ROWS, 0] = 0.5
+            tried.append((x, e, 2 * experts(torch.cat([x, rest]), ids, weights)[:ROWS]))
+    acts = activations(numbers)
+    for up, down, up_bias, down_bias, gated in _candidates(found, hidden):
+        get = tensors.__getitem__
+        pairs = []
+        for x, e, wanted in tried:
+            up_of = torch.cat([piece.one(get, e) for piece in up])
+            bias = torch.cat([piece.one(get, e) for piece in up_bias]) if up_bias else None
+            pairs.append((e, F.linear(x, up_of, bias), wanted))
+        made = _form(pairs, down, down_bias, gated, acts, get)
+        if made:
+            return _written(count, up, down, up_bias, down_bias, made)
+    return None
+
+
+def _form(
+    pairs: list[tuple[int, Tensor, Tensor]],
+    down: Piece,
+    down_bias: Piece | None,
+    gated: bool,
+    acts: list[ActAttrs],
+    get: Callable[[str], Tensor],
+) -> ActAttrs | None:
+    for attrs in acts:
+        if attrs.fn.gated is not gated:
+            continue
+        if all(
+            close(
+                F.linear(activation(attrs, up), down.one(get, e), down_bias.one(get, e) if down_bias else None), wanted
+            )
+            for e, up, wanted in pairs
+        ):
+            return attrs
+    return None
+
+
+Candidate = tuple[tuple[Piece, ...], Piece, tuple[Piece, ...], Piece | None, bool]
+
+
+def _candidates(found: list[Bank], hidden: int) -> Iterator[Candidate]:
+    """Up, down, their biases, and whether the middle is gated: everything that the shapes allow."""
+    matrices = [bank for bank in found if len(bank.shape) == 2 and hidden in bank.shape]
+    vectors = [bank for bank in found if len(bank.shape) == 1]
+    for count in (2, 3):
+        for chosen in permutations(matrices, count):
+            *ups, down = chosen
+            if len({bank.names for bank in chosen}) < count or len({up.shape for up in ups}) > 1:
+                continue
+            for up_turned, down_turned in _turns(ups[0], down, hidden):
+                up = tuple(Piece(bank.names, bank.shape, up_turned) for bank in ups)
+                last = Piece(down.names, down.shape, down_turned)
+                middle, width = sum(piece.made[0] for piece in up), last.made[1]
+                if middle not in (width, 2 * width) or (count == 3 and middle != 2 * width):
+                    continue
+                for up_bias, down_bias in _biases(vectors, up, hidden):
+                    yield up, last, up_bias, down_bias, middle == 2 * width
+
+
+def _turns(up: Bank, down: Bank, hidden: int) -> Iterator[tuple[bool, bool]]:
+    for up_turned in (False, True):
+        for down_turned in (False, True):
+            in_of_up = up.shape[0] if up_turned else up.shape[1]
+            out_of_down = down.shape[1] if down_turned else down.shape[0]
+            if in_of_up == out_of_down == hidden:
+                yield up_turned, down_turned
+
+
+def _biases(
+    vectors: list[Bank], up: tuple[Piece, ...], hidden: int
+) -> Iterator[tuple[tuple[Piece, ...], Piece | None]]:
+    """All biases there are, or none."""
+    if vectors:
+        for chosen in permutations(vectors, len(up) + 1):
+            *ups, down = chosen
+            if down.shape == (hidden,) and all(b.shape == (p.made[0],) for b, p in zip(ups, up, strict=True)):
+                yield tuple(Piece(b.names, b.shape) for b in ups), Piece(down.names, down.shape)
+    yield (), None
+
+
+def _written(
+    count: int,
+    up: tuple[Piece, ...],
+    down: Piece,
+    up_bias: tuple[Piece, ...],
+    down_bias: Piece | None,
+    act: ActAttrs,
+) -> Ffn:
+    """With weights as the program is to hold them: what lies as [in, out] in one tensor stays so."""
+    transposed = len(up) == 1 and up[0].turned and down.turned and not up[0].listed and not down.listed
+    if transposed:
+        up, down = (Piece(up[0].names, up[0].shape),), Piece(down.names, down.shape)
+    width = down.made[0] if transposed else down.made[1]
+    name = "gate_up" if act.fn.gated else "up"
+    return Ffn(
+        count,
+        width,
+        act,
+        Weight(name, up, count),
+        Weight("down", (down,), count),
+        Weight(f"{name}.bias", up_bias, count) if up_bias else None,
+        Weight("down.bias", (down_bias,), count) if down_bias else None,
+        transposed,
+    )

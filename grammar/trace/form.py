@@ -1,0 +1,57 @@
+"""Form: how many experts a seam has and what each computes, from the parameters and the numbers of its code."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from epsc.grammar.trace.capture import Seam
+from epsc.grammar.trace.experts import Ffn, identify
+
+
+def form(module: nn.Module, seam: Seam, hidden: int, top_k: int, device: torch.device) -> Ffn | None:
+    """The experts of an fp32 twin as the language says them; None when it cannot."""
+    owner = module.get_submodule(seam.owner)
+    prefix = f"{seam.owner}." if seam.owner else ""
+    named = {prefix + name: p for name, p in owner.named_parameters() if p.is_floating_point()}
+    tensors: dict[str, Tensor] = {name: p for name, p in named.items() if seam.reads is None or name in seam.reads}
+    numbers = module_numbers(owner)
+    # What an activation computes with is no whole number by its type, what counts experts is.
+    real = {n for n in numbers if isinstance(n, float)}
+    for count in _counts(tensors, {n for n in numbers if isinstance(n, int)}, top_k):
+        with torch.no_grad():
+            try:
+                ffn = identify(seam.experts, tensors, count, top_k, hidden, real, device)
+            except (IndexError, RuntimeError, TypeError, ValueError):
+                continue  # not so many experts: the module's own code cannot take their numbers
+        if ffn:
+            return ffn
+    return None
+
+
+def _counts(tensors: dict[str, Tensor], numbers: set[int], top_k: int) -> list[int]:
+    """How many experts there may be: first what the first dimension of stacked weights says, then listed ones."""
+    stacked = [t.shape[0] for t in tensors.values() if t.ndim == 3]
+    words = {
+        int(part.rpartition("_")[2]) + 1 for n in tensors for part in n.split(".") if part.rpartition("_")[2].isdigit()
+    }
+    said = sorted((n for n in numbers if 1 < n <= 4096), reverse=True)
+    divides = [n for n in said if all(t.shape[0] % n == 0 for t in tensors.values() if t.ndim == 2)]
+    return [n for n in dict.fromkeys([*stacked, *sorted(words, reverse=True), *divides]) if n >= top_k]
+
+
+def module_numbers(module: nn.Module) -> list[int | float]:
+    """Numbers that a module may compute with: its attributes, those of its parts, and the constants of its code."""
+    found: dict[tuple[type, int | float], int | float] = {}
+    for each in module.modules():
+        values = [*vars(each).values()]
+        for kind in type(each).__mro__:
+            if kind.__module__.startswith("torch.nn"):
+                break
+            for function in vars(kind).values():
+                code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
+                values += code.co_consts if code else ()
+        found |= {(type(v), v): v for v in values if isinstance(v, int | float) and not isinstance(v, bool)}
+    return [n for n in found.values() if abs(n) < 1e6]
