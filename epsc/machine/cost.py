@@ -50,51 +50,48 @@ def _seconds(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, done:
     role = schedule.node(step).info.role
     if role is Role.HOST:
         return device.host_sync_s
-    if role is Role.TRANSFER:
-        return _transfer(schedule, step, cluster, impl, done)
-    at = {"mb": (done.hbm_bytes - done.padding_bytes) / 1e6, **_sms(step)}
-    made = matrix(schedule, step)
-    if impl.cost.bound is Bound.FLOPS:
-        if made is None:  # a module that nobody looked into
-            return done.launches * device.kernel_s + done.flops / (device.flops_bf16 * impl.cost.efficiency)
-        experts = group_experts(step, schedule) or 1
-        at |= {"experts": experts, "rows": done.rows / experts, "out": made[0], "in": made[1]}
+    if role is Role.TRANSFER and not done.link_bytes:
+        # All of it stays on the rank (there is one, or it is the cut of peer 0): that is a copy.
+        return device.kernel_s + done.hbm_bytes / (device.hbm_bytes_per_s * _LOCAL_SHARE)
+    if role is Role.TRANSFER and impl.cost.bound is Bound.LATENCY:
+        return latency(device, impl.kind, impl.name)
+    at = coordinates(schedule, step, cluster, impl, done)
+    if impl.cost.bound is Bound.FLOPS and "out" not in at:  # a module that nobody looked into
+        return done.launches * device.kernel_s + done.flops / (device.flops_bf16 * impl.cost.efficiency)
+    there = least(device, impl, at)
+    return there.floor + there.slope * ratio(device, impl, at) + besides_bytes(done) / device.hbm_bytes_per_s
+
+
+def coordinates(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, done: Work) -> dict[str, float]:
+    """Where a step lies in the tables (`tables.COORDINATES`) and on its roofline."""
+    at: dict[str, float] = {"sms": step.sms or schedule.chip_sms}
     if step.writes:
         at["element"] = region(step.writes[0], schedule).dtype.bytes
-    there = least(device, impl, at)
-    more = (done.padding_bytes + done.after_bytes) / device.hbm_bytes_per_s
-    return there.floor + there.slope * ratio(device, impl, at) + more
+    info = schedule.node(step).info
+    if info.role is Role.TRANSFER:
+        near = min(cluster.node_ranks, schedule.ep)
+        outside = done.link_bytes * (schedule.ep - near) / max(1, schedule.ep - 1)
+        at |= {"mb": done.link_bytes / 1e6, "outside": outside / 1e6, "ranks": schedule.ep}
+        if info.one_sided and Resource.SMS in impl.occupies:
+            at["moved"] = done.hbm_bytes / 1e6
+        return at
+    at["mb"] = (done.hbm_bytes - done.padding_bytes) / 1e6
+    made = matrix(schedule, step)
+    if impl.cost.bound is Bound.FLOPS and made:
+        experts = group_experts(step, schedule) or 1
+        at |= {"experts": experts, "rows": done.rows / experts, "out": made[0], "in": made[1]}
+    return at
+
+
+def besides_bytes(done: Work) -> float:
+    """What launches beside the one that a table is about read and write: padding, an activation."""
+    return done.padding_bytes + done.after_bytes
 
 
 def issue(schedule: Schedule, step: Step, cluster: Cluster, load: int) -> float:
     """Seconds that the host is busy issuing `step`."""
     device = cluster.device
     return device.step_s + device.launch_s * work(schedule, step, load, device.backend).launches
-
-
-def _transfer(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, done: Work) -> float:
-    """The slower of the rows that stay in the node over its links and those that leave it over theirs.
-
-    Rows that stay on the rank are copied meanwhile. A transfer that is all local (one rank, or the cut of peer 0)
-    costs that copy alone.
-    """
-    device = cluster.device
-    local = done.hbm_bytes / (device.hbm_bytes_per_s * _LOCAL_SHARE)
-    if not done.link_bytes:
-        return device.kernel_s + local
-    if impl.cost.bound is Bound.LATENCY:
-        return latency(device, impl.kind, impl.name)
-    near = min(cluster.node_ranks, schedule.ep)
-    outside = done.link_bytes * (schedule.ep - near) / max(1, schedule.ep - 1)
-    at = {"mb": done.link_bytes / 1e6, "outside": outside / 1e6, "ranks": schedule.ep, **_sms(step)}
-    if schedule.node(step).info.one_sided and Resource.SMS in impl.occupies:
-        at["moved"] = done.hbm_bytes / 1e6
-    there = least(device, impl, at)
-    return there.floor + there.slope * ratio(device, impl, at)
-
-
-def _sms(step: Step) -> dict[str, float]:
-    return {"sms": step.sms} if step.sms else {}
 
 
 def demand(done: Work, seconds: float, device: Device) -> float:

@@ -8,7 +8,8 @@ measured to the time of a roofline at the same point (see `epsc.machine.roofline
    the end's ratio outside: beyond what was measured a step costs its roofline times the ratio of the nearest point;
 2. curves are averaged (in the log), each weighted by 1 / distance^4, where distance is counted in octaves of the other
    coordinates, and beyond the ends of a curve of the first as well. A curve at the very place counts alone. Experts are
-   no distance: how many there are changes the roofline, not how near to it a product gets.
+   no distance: how many there are changes the roofline, and how near to it a product gets only a little. Points that
+   differ in nothing else are averaged.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import exp, log, log2
+from statistics import fmean
 
 COORDINATES = {
     "experts": "experts that the step works for",
@@ -25,6 +27,7 @@ COORDINATES = {
     "out": "columns that a product makes",
     "in": "columns that a product reads",
     "mb": "megabytes (10^6): sent to other ranks by a transfer, read and written by anything else",
+    "moved": "megabytes of memory that a one-sided transfer by SMs reads and writes",
     "sms": "SMs that the step may use",
     "ranks": "ranks that share the experts",
 }
@@ -84,12 +87,12 @@ class Ratios:
     @cached_property
     def _curves(self) -> dict[tuple[float, ...], tuple[list[float], list[float]]]:
         """Where a curve lies in the other coordinates -> its octaves along the first, and the logs of its numbers."""
-        found: dict[tuple[float, ...], list[tuple[float, float]]] = {}
+        found: dict[tuple[float, ...], dict[float, list[float]]] = {}
         for point, number in zip(self.table.points, self.numbers, strict=True):
             at = self.table.at(point)
             place = tuple(_octave(at[name]) for name in self._others)
-            found.setdefault(place, []).append((_octave(point[0]), log(number)))
-        return {key: ([x for x, _ in sorted(c)], [y for _, y in sorted(c)]) for key, c in found.items()}
+            found.setdefault(place, {}).setdefault(_octave(point[0]), []).append(log(number))
+        return {place: (sorted(c), [fmean(c[x]) for x in sorted(c)]) for place, c in found.items()}
 
     def read(self, at: Point) -> float:
         """The number at a place. Coordinates that `at` does not have count for nothing."""

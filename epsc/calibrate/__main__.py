@@ -1,0 +1,3 @@
+from epsc.calibrate.run import main
+
+main()
