@@ -88,17 +88,19 @@ def identify(
             weights = torch.zeros(ROWS + count, top_k, device=device)
             weights[:ROWS, 0] = 0.5
             tried.append((x, e, 2 * experts(torch.cat([x, rest]), ids, weights)[:ROWS]))
+    get = tensors.__getitem__
     acts = activations(numbers)
-    for up, down, up_bias, down_bias, gated in _candidates(found, hidden):
-        get = tensors.__getitem__
-        pairs = []
-        for x, e, wanted in tried:
-            up_of = torch.cat([piece.one(get, e) for piece in up])
-            bias = torch.cat([piece.one(get, e) for piece in up_bias]) if up_bias else None
-            pairs.append((e, F.linear(x, up_of, bias), wanted))
-        made = _form(pairs, down, down_bias, gated, acts, get)
-        if made:
-            return _written(count, up, down, up_bias, down_bias, made)
+    plain = len(Act)
+    for some in (acts[:plain], acts[plain:]):
+        for up, down, up_bias, down_bias, gated in _candidates(found, hidden):
+            pairs = []
+            for x, e, wanted in tried:
+                up_of = torch.cat([piece.one(get, e) for piece in up])
+                bias = torch.cat([piece.one(get, e) for piece in up_bias]) if up_bias else None
+                pairs.append((e, F.linear(x, up_of, bias), wanted))
+            made = _form(pairs, down, down_bias, gated, some, get)
+            if made:
+                return _written(count, up, down, up_bias, down_bias, made)
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
+from math import prod
 
 import torch
 from torch import Tensor
@@ -32,14 +33,14 @@ class Piece:
     def listed(self) -> bool:
         return len(self.names) > 1
 
-    def one(self, get: Get, expert: int | None) -> Tensor:
-        """The piece of one expert, as the program wants it."""
+    def one(self, get: Get, expert: int | None, first: int = 0) -> Tensor:
+        """The piece of one expert, as the program wants it. A tensor may hold all experts, or those from `first` on."""
         if expert is None:
             found = get(self.names[0]).reshape(self.shape)
         elif self.listed:
             found = get(self.names[expert]).reshape(self.shape)
         else:
-            found = get(self.names[0]).reshape(-1, *self.shape)[expert]
+            found = get(self.names[0]).reshape(-1, *self.shape)[expert - first]
         return found.mT if self.turned else found
 
 
@@ -72,9 +73,11 @@ class Weight:
             whole = get(piece.names[0]).reshape(-1, *piece.shape)
             own = whole if len(whole) == count else whole[first : first + count]
             return own.mT if piece.turned else own
+        wholes = [get(each.names[0]).numel() // prod(each.shape) for each in self.pieces if not each.listed]
+        held = first if count < self.experts and all(n == count for n in wholes) else 0
         made: Tensor | None = None
         for i in range(count):
-            one = torch.cat([each.one(get, first + i) for each in self.pieces])
+            one = torch.cat([each.one(get, first + i, held) for each in self.pieces])
             made = one.new_empty(count, *one.shape) if made is None else made
             made[i] = one
         assert made is not None

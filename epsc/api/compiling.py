@@ -1,0 +1,153 @@
+"""Compile: a module that stands in for a MoE block and runs a compiled plan, with its experts shared by ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from epsc import driver
+from epsc.api.refuse import check_module, refusal
+from epsc.api.retell import retold
+from epsc.api.running import Layer, Runner, runner
+from epsc.api.state import State
+from epsc.api.tracing import Traced, trace
+from epsc.grammar.trace.lift import LAYER
+from epsc.ir.errors import EpsError
+
+Load = int | tuple[int, int]
+Given = Mapping[str, Tensor] | str | Path
+
+
+class Compiled(nn.Module):
+    """What `compile` gives: the block's signature, results and state dict; its experts are this rank's."""
+
+    def __init__(self, traced: Traced, plan: driver.Plan, around: GraphModule, found: Runner, state: State) -> None:
+        super().__init__()
+        self.traced = (traced.spec, traced.lifted, type(traced.module).__name__)
+        self.plan = plan
+        self.around = around
+        self.runner_of = (found,)
+        self.state = state
+        state.keep(self)
+        self.train(False)
+
+    @property
+    def program(self) -> str:
+        """The text of the program that runs."""
+        return driver.write(self.plan).text
+
+    @property
+    def text(self) -> str:
+        """The layer and its schedule, as a `.eps` file."""
+        return self.plan.layer.source.text
+
+    def extra_repr(self) -> str:
+        schedule = self.plan.schedule
+        return f"{self.traced[2]} as {self.plan.layer.graph.name}, schedule {schedule.name}, ep = {schedule.ep}"
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.around(*args, **kwargs)
+
+
+def compile(
+    module: nn.Module,
+    group: dist.ProcessGroup | None = None,
+    schedule: str | None = None,
+    tokens: Load | None = None,
+    *,
+    example_inputs: Sequence[Any] | Tensor | None = None,
+    weights: Given | None = None,
+    device: torch.device | str | None = None,
+) -> Compiled:
+    """A module that stands in for the MoE block `module`, with its experts shared by the ranks of `group`.
+
+    `schedule`: `auto`, directives such as `split sent, h, back by expert_group into 4`, or nothing for serial.
+    `tokens`: the load per rank that is planned for. `weights`: a `.safetensors` file or a state dict, for a module on
+    the meta device: each rank reads the experts that are its own. To be called on all ranks of `group`.
+    """
+    ranks = ranks_of(module, group)
+    check_module(module, weights_given=weights is not None)
+    return stand_in(trace(module, example_inputs), group, ranks, schedule, tokens, weights, device)
+
+
+def stand_in(
+    traced: Traced,
+    group: dist.ProcessGroup | None,
+    ranks: int,
+    schedule: str | None,
+    tokens: Load | None,
+    weights: Given | None = None,
+    device: torch.device | str | None = None,
+) -> Compiled:
+    """The module that runs a traced block."""
+    traced.check_unchanged()
+    at = torch.device(device) if device else traced.inputs.rows.device
+    plan = planned(traced, ranks, schedule, tokens, at)
+    found = runner(driver.write(plan), group, at, traced.dtype)
+    rank = dist.get_rank(group) if ranks > 1 else 0
+    state = State.of(traced, rank, ranks)
+    get = state.reader(traced.module, weights)
+    around = traced.wrapper()
+    state.fill(around, get, at)
+    held = {each.name: state.own(each, get).to(at, traced.dtype) for each in traced.weights}
+    around.set_submodule(LAYER, Layer(found, {name: _kept(traced, name, held[name]) for name in found.table}))
+    return Compiled(traced, plan, around, found, state)
+
+
+def _kept(traced: Traced, name: str, weight: Tensor) -> Tensor:
+    """The weight in memory of its own, unless it is all of what the module has: then the two share it."""
+    (source, *more) = next(each.sources for each in traced.weights if each.name == name)
+    known = dict([*traced.module.named_parameters(), *traced.module.named_buffers()])
+    whole = known[source]
+    shared = not more and weight.is_contiguous() and weight.numel() == whole.numel() and not whole.is_meta
+    return weight.detach() if shared else weight.detach().clone(memory_format=torch.contiguous_format)
+
+
+def planned(traced: Traced, ranks: int, schedule: str | None, tokens: Load | None, device: torch.device) -> driver.Plan:
+    """The proven plan of a traced block. Raises EpsError, at the user's Python."""
+    low, high = (tokens, tokens) if isinstance(tokens, int) else tokens or (1, 4096)
+    more = f"tokens {low} .. {high}\n{_schedule(schedule)}"
+    layer = traced.layer(driver.Options({"ep": str(ranks), "device": _device(device)}), more)
+    try:
+        return driver.plan(layer)
+    except EpsError as error:
+        raise retold(error, layer.source.text, traced.spec) from None
+
+
+def _schedule(schedule: str | None) -> str:
+    if not schedule or schedule == "serial":
+        return "schedule serial { }"
+    if schedule == "auto":
+        return "schedule best = auto"
+    return schedule if schedule.lstrip().startswith("schedule ") else f"schedule given {{\n{schedule}\n}}"
+
+
+def _device(device: torch.device) -> str:
+    """The device of the language that is nearest to this one."""
+    if device.type != "cuda":
+        return "cpu"
+    name = torch.cuda.get_device_name(device).lower()
+    known = next((each for each in ("h100", "h800", "a100") if each in name), None)
+    return known or "h200"
+
+
+def ranks_of(module: nn.Module, group: dist.ProcessGroup | None) -> int:
+    """How many ranks share the experts. Raises EpsError when nobody said which."""
+    if not (dist.is_available() and dist.is_initialized()):
+        if group is not None:
+            raise refusal("no-group", "a group was given, but torch.distributed is not initialised", module)
+        return 1
+    if group is None and dist.get_world_size() > 1:
+        raise refusal(
+            "no-group",
+            f"{dist.get_world_size()} ranks run, and nobody said which of them share the experts",
+            module,
+            "give `group=torch.distributed.group.WORLD`, or a group of this rank alone",
+        )
+    return dist.get_world_size(group)

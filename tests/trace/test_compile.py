@@ -1,0 +1,160 @@
+"""Stand-ins: the results, signature and state of the block that they replace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import epsc
+from epsc.ir.errors import EpsError
+from tests.trace.ranks import Ranks
+from tests.trace.styles import HIDDEN, STYLES, Block, Dense, IndexAdd, Stacked
+from tests.trace.test_styles import Odd
+from tests.trace.work import block_of, off
+
+LIMIT = 1e-5
+SPLIT = "split sent, h, back by expert_group into 2"
+
+
+@pytest.mark.parametrize("kind", STYLES, ids=lambda kind: kind.__name__)
+def test_a_stand_in_gives_what_the_block_gives(kind: type[nn.Module]) -> None:
+    block = block_of(kind.__name__)
+    compiled = epsc.compile(block, schedule=SPLIT)
+    for shape in ((2, 5), (1, 1), (3, 40)):
+        x = torch.randn(*shape, HIDDEN)
+        with torch.no_grad():
+            wanted = block(x)
+            assert wanted.abs().max() > 0.01
+            assert off(compiled(x), wanted) < LIMIT
+
+
+def test_a_captured_router_feeds_the_layer() -> None:
+    torch.manual_seed(0)
+    block = Odd().eval()
+    compiled = epsc.compile(block)
+    x = torch.randn(2, 9, HIDDEN)
+    with torch.inference_mode():
+        assert off(compiled(x), block(x)) < LIMIT
+    assert "gate.weight" in dict(compiled.around.named_parameters())
+
+
+@pytest.mark.parametrize("kind", [IndexAdd, Stacked, Dense], ids=lambda kind: kind.__name__)
+def test_the_state_dict_is_that_of_the_block(kind: type[nn.Module]) -> None:
+    block = block_of(kind.__name__)
+    compiled = epsc.compile(block)
+    state = block.state_dict()
+    assert list(compiled.state_dict()) == list(state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in compiled.state_dict().items())
+    torch.manual_seed(7)
+    other = {name: 0.2 * torch.randn_like(tensor) for name, tensor in state.items()}
+    # Inside another module, with a prefix.
+    outer = nn.ModuleDict({"block": compiled})
+    outer.load_state_dict({f"block.{name}": tensor for name, tensor in other.items()})
+    fresh = kind().eval()
+    fresh.load_state_dict(outer["block"].state_dict())
+    x = torch.randn(1, 11, HIDDEN)
+    with torch.no_grad():
+        assert off(compiled(x), fresh(x)) < LIMIT
+
+
+def test_bf16_and_autocast() -> None:
+    block = block_of("Dense")
+    x = torch.randn(1, 30, HIDDEN)
+    with torch.no_grad():
+        wanted = block(x)
+        compiled = epsc.compile(block)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            made = compiled(x.bfloat16())
+        assert made.dtype == torch.bfloat16
+        assert off(made.float(), wanted) < 2e-2
+        halved = epsc.compile(block.bfloat16())(x.bfloat16())
+    assert halved.dtype == torch.bfloat16
+    assert off(halved.float(), wanted) < 3e-2
+
+
+def test_equal_plans_share_lanes_and_not_weights() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(IndexAdd() for _ in range(2))
+            self.norm = nn.LayerNorm(HIDDEN)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for block in self.blocks:
+                x = x + block(self.norm(x))
+            return x
+
+    torch.manual_seed(0)
+    model = Two().eval()
+    x = torch.randn(2, 6, HIDDEN)
+    with torch.no_grad():
+        wanted = model(x)
+        swapped = epsc.compile_model(model)
+        assert [type(block) for block in swapped.blocks] == [epsc.Compiled] * 2
+        assert off(swapped(x), wanted) < LIMIT
+    first, second = (block.runner_of[0] for block in swapped.blocks)
+    assert first is second
+
+
+def refusal(code: str, module: object, **more: object) -> str:
+    with pytest.raises(EpsError) as caught:
+        epsc.compile(module, **more)  # type: ignore[arg-type]
+    fault = caught.value.diagnostics[0]
+    assert fault.code == code
+    return str(fault)
+
+
+def test_errors() -> None:
+    assert "has no parameters" in refusal("not-moe", nn.ReLU().eval())
+    assert "chooses no experts" in refusal("not-moe", nn.Sequential(nn.Linear(8, 8)).eval())
+    assert "training mode" in refusal("training", IndexAdd().train())
+    with torch.device("meta"):
+        assert "meta device" in refusal("meta-weights", IndexAdd().eval())
+    assert "epsc knows float32, bfloat16, float16" in refusal("bad-dtype", IndexAdd().double().eval())
+    assert "cannot be called with one tensor" in refusal("bad-example", nn.Bilinear(8, 8, 8).eval())
+    assert "not str" in refusal("not-a-module", "moe")
+    assert "the layer has no `snt`" in refusal("unknown-target", block_of("IndexAdd"), schedule="use dense for snt")
+
+
+def test_a_module_that_was_changed_after_its_trace_is_refused() -> None:
+    block = block_of("IndexAdd")
+    traced = epsc.trace(block, torch.randn(1, 4, HIDDEN))
+    assert isinstance(block, Block)
+    block.experts[0] = nn.Identity()  # type: ignore[assignment]
+    with pytest.raises(EpsError, match="IndexAdd has changed since it was traced"):
+        traced.tensors()
+
+
+def test_gradients_are_refused() -> None:
+    compiled = epsc.compile(block_of("IndexAdd"))
+    x = torch.randn(1, 4, HIDDEN, requires_grad=True)
+    with pytest.raises(EpsError, match="compiled for inference"):
+        compiled(x)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", ["IndexAdd", "Stacked", "Named"])
+def test_on_two_ranks(kind: str, ranks_of: Callable[[int], Ranks]) -> None:
+    assert max(ranks_of(2).run("style", kind, SPLIT if kind == "Stacked" else None)) < LIMIT
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", ["IndexAdd", "Stacked"])
+def test_ranks_read_their_own_experts_from_a_file(kind: str, ranks_of: Callable[[int], Ranks], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "weights.safetensors"
+    save_file(block_of(kind).state_dict(), path)
+    assert max(ranks_of(2).run("from_file", str(path), kind)) < LIMIT
+
+
+@pytest.mark.distributed
+def test_a_missing_group_is_an_error(ranks_of: Callable[[int], Ranks]) -> None:
+    assert (
+        ranks_of(2).run("error", "no-group")
+        == [("no-group", "2 ranks run, and nobody said which of them share the experts")] * 2
+    )
