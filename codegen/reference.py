@@ -112,6 +112,11 @@ class Reference:
         head = f"{self.names.of(node.outs[0])} = weighted"
         return call(head, [self._value(node.ins[0]), self._value(weights)], addend, 4)
 
+    def _put_sums(self, node: Node) -> list[str]:
+        return call(
+            f"{self.names.of(node.outs[0])} = weighted", list(map(self._value, (node.ins[0], node.ins[2]))), "", 4
+        )
+
     def _sum_ranks(self, node: Node) -> list[str]:
         """Sums of ranks are one sum here."""
         if len(node.ins) < 3:
@@ -136,7 +141,7 @@ _WRITERS: dict[str, Callable[[Reference, Node], list[str]]] = {
     "mul": Reference._elementwise,
     "weighted_sum": Reference._sum,
     "unpermute_sum": Reference._sum,
-    "put_sums": Reference._sum,
+    "put_sums": Reference._put_sums,
     "sum_ranks": Reference._sum_ranks,
     "call": Reference._call,
 }

@@ -235,12 +235,12 @@ def _locate(_: RowsAttrs, experts: Tensor, within: Tensor, counts: Tensor) -> tu
     return ((ends - counts)[experts.long()] + within).to(torch.int32), ends.to(torch.int32)
 
 
-def _expand(a: RowsAttrs, x: Tensor, _others: Tensor, place: Tensor) -> Tensor:
+def _expand(a: RowsAttrs, x: Tensor, _others: Tensor, place: Tensor, _counts: Tensor) -> Tensor:
     """Each token's row at the places of its copies."""
     return x.repeat_interleave(a.top_k, dim=0)[place.argsort()]
 
 
-def _put_sums(a: TransferAttrs, rows: Tensor, place: Tensor, weights: Tensor) -> Tensor:
+def _put_sums(a: TransferAttrs, rows: Tensor, place: Tensor, weights: Tensor, _counts: Tensor) -> Tensor:
     """Of each slot the rows of its copies, weighted and summed."""
     return _weighted_sum(RowsAttrs(a.experts, a.top_k), rows[place.long()], weights.unflatten(0, (-1, a.top_k)))
 

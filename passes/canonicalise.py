@@ -172,7 +172,7 @@ def _one_sided_dispatch(node: Node, types: dict[str, Tensor], transport: str, we
             (f"{d}.tell.experts", f"{d}.tell.within", f"{d}.tell.counts"),
             {".place": of_all, ".ends": counts},
         ),
-        op("", "expand", (x, move.name, f"{d}.locate.place"), {"": row_type}),
+        op("", "expand", (x, move.name, f"{d}.locate.place", f"{d}.tell.counts"), {"": row_type}),
     ]
 
 
@@ -187,7 +187,7 @@ def _one_sided_combine(node: Node, types: dict[str, Tensor]) -> list[Node]:
         node,
         name=f"{c}.put",
         kind="put_sums",
-        ins=(h, f"{d}.locate.place", f"{d}.tell.weights"),
+        ins=(h, f"{d}.locate.place", f"{d}.tell.weights", f"{d}.tell.counts"),
         outs=(f"{c}.put",),
         attrs=transfer,
     )

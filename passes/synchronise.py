@@ -26,12 +26,10 @@ class Synchronise:
         # Apart, because reads do not conflict: an index that every chunk reads is one use for each, not one for all.
         read: dict[str, Regions[tuple[int, str]]] = {}
         written: dict[str, Regions[tuple[int, str]]] = {}
-        heard: dict[str, list[str]] = {}
-        """Step -> those that waited for it on every rank."""
         steps = []
         for i, step in enumerate(schedule.steps):
             needs: dict[int, Wait] = {}
-            signals: dict[str, Wait] = {}
+            signals: dict[int, Wait] = {}
             for ref, earlier, hazard in (
                 *((r, written, Hazard.RAW) for r in step.reads),
                 *((w, *other) for w in step.writes for other in ((read, Hazard.WAR), (written, Hazard.WAW))),
@@ -40,20 +38,19 @@ class Synchronise:
                     for j, key in earlier[ref.value].meeting(ref.cuts):
                         needs.setdefault(j, Wait(key, ref.value, hazard))
                         if hazard is Hazard.RAW and schedule.graph.maker[ref.value].info.one_sided:
-                            signals.setdefault(key, Wait(key, ref.value, hazard, everywhere=True))
-            clock = happens.base(step)
-            # Other ranks write here too: of them program order says nothing.
-            waits = [w for w in signals.values() if not any(happens.reached(clock, k) for k in heard.get(w.step, ()))]
-            for wait in waits:
-                heard.setdefault(wait.step, []).append(step.key)
-                clock = happens.joined(clock, wait.step)
+                            signals.setdefault(j, Wait(key, ref.value, hazard, everywhere=True))
+            clock, heard = happens.base(step), happens.heard_before(step)
+            waits = []
             # The latest first: what it guarantees need not be waited for again.
             for j in sorted(needs, reverse=True):
-                if not happens.reached(clock, needs[j].step):
-                    clock = happens.joined(clock, needs[j].step)
-                    waits.append(needs[j])
+                # Other ranks write here too: of them the order of this rank says nothing.
+                wait, known = (signals[j], heard) if j in signals else (needs[j], clock)
+                if not happens.reached(known, wait.step):
+                    clock = happens.joined(clock, wait.step)
+                    heard = happens.heard_with(heard, wait.step, wait.everywhere)
+                    waits.append(wait)
             synced = replace(step, waits=tuple(waits))
-            happens.add(synced, [wait.step for wait in waits])
+            happens.add(synced, [wait.step for wait in waits], [wait.step for wait in waits if wait.everywhere])
             for ref in step.reads:
                 read.setdefault(ref.value, Regions()).add(ref.cuts, (i, step.key))
             for ref in step.writes:

@@ -213,13 +213,13 @@ KINDS: dict[str, Kind] = _table(
     ),
     Kind(
         "expand",
-        "x[tokens, hidden], rows[slots, hidden] of other ranks, place -> rows[rows(d), hidden], by expert",
+        "x[tokens, hidden], rows[slots, hidden] of other ranks, place, counts -> rows[rows(d), hidden], by expert",
         Role.MEMORY,
         RowsAttrs,
     ),
     Kind(
         "put_sums",
-        "rows[rows(d), hidden], place, weights -> sums[slots, hidden] at home: of each rank what its experts made",
+        "rows[rows(d), hidden], place, weights, counts -> sums[slots, hidden] at home: what experts of each rank made",
         Role.TRANSFER,
         TransferAttrs,
         one_sided=True,

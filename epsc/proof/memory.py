@@ -1,4 +1,5 @@
-"""Buffers: large enough, of the right type, one for every row, and never shared by two that live at the same time."""
+"""Buffers: large enough, of the right type, one for every row, and never shared by two that live at the same time; what
+other ranks write lies alone, in memory that every rank has."""
 
 from __future__ import annotations
 
@@ -42,7 +43,37 @@ def check_memory(schedule: Schedule, faults: Faults) -> None:
                 f"`{storage.name}` holds {sizes} of {storage.dtype}",
                 span,
             )
+    _check_symmetric(schedule, faults)
     _check_sharing(schedule, by_value, faults)
+
+
+def _check_symmetric(schedule: Schedule, faults: Faults) -> None:
+    """Other ranks write when they get there: no step of this rank may use that memory for anything else, ever."""
+    symmetric = {storage.name for storage in schedule.storages if storage.symmetric}
+    first: dict[str, Buffer] = {}
+    for buffer in schedule.buffers:
+        node = schedule.graph.maker.get(buffer.value)
+        span = node.span if node else None
+        written_by_others = node is not None and node.info.one_sided
+        if written_by_others and buffer.storage not in symmetric:
+            faults.add(
+                "not-symmetric",
+                f"other ranks write `{buffer.key}`, but its storage `{buffer.storage}` is this rank's alone",
+                span,
+            )
+        if not written_by_others and buffer.storage in symmetric:
+            faults.add(
+                "shared-symmetric",
+                f"`{buffer.key}` lies in the symmetric storage `{buffer.storage}`, where other ranks write",
+                span,
+            )
+        if buffer.storage in symmetric and (other := first.setdefault(buffer.storage, buffer)) is not buffer:
+            faults.add(
+                "shared-symmetric",
+                f"`{other.key}` and `{buffer.key}` share the symmetric storage `{buffer.storage}`, which other ranks"
+                " write when they get there",
+                span,
+            )
 
 
 def _holds(have: Dim, need: Dim) -> bool:

@@ -1,15 +1,17 @@
 """One-sided transfers: what other ranks write here must be there before it is read, and read before it is overwritten.
 
-Ranks run the same Schedule, forward after forward, and nothing but signals orders one against the other. So two ranks
-and two forwards are laid out side by side, and every read of memory that others write is held against every write of
-it: those of the same forward must be finished before, those of the next must begin after. What holds for two ranks
-holds for all, because a wait for every rank names no one; what holds for the next forward holds for all that follow,
-because each comes after the one before it.
+Nothing but signals orders one rank against another. So two ranks and two forwards are laid out side by side, and every
+read of memory that others write is held against every write of it: those of the same forward must be finished before,
+those of the next must begin after. What holds for two ranks holds for all, because a wait for every rank names no one;
+what holds for the next forward holds for all that follow, because each comes after the one before it.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 from epsc.ir.errors import Faults
 from epsc.ir.schedule import HOST_LANE, Schedule, Step
@@ -19,21 +21,34 @@ _OWN, _OTHER = 0, 1
 _END = "the end"
 
 
-def check_one_sided(schedule: Schedule, faults: Faults) -> None:
-    """Add a fault for every read of one-sided rows that a signal does not order; nothing where there are none."""
-    graph = schedule.graph
-    writers: dict[str, list[Step]] = {}
+def check_one_sided(schedules: Sequence[Schedule], faults: Faults) -> None:
+    """Add a fault for every read of one-sided rows that a signal does not order; nothing where there are none.
+
+    `schedules[r]` is what rank r runs; one schedule stands for all ranks when they are the same.
+    """
+    distinct = list({id(schedule): schedule for schedule in schedules}.values())
+    for own, other in product(distinct, repeat=2):
+        writers = _writers(other)
+        happens = _laid_out((own, other)) if writers else None
+        if happens:
+            _check_reads(own, writers, happens, faults)
+
+
+def _writers(schedule: Schedule) -> dict[str, list[Step]]:
+    """The steps that write each value into the memory of other ranks."""
+    found: dict[str, list[Step]] = {}
     for step in schedule.steps:
         if schedule.node(step).info.one_sided:
             for ref in step.writes:
-                writers.setdefault(ref.value, []).append(step)
-    if not writers:
-        return
-    happens = _laid_out(schedule)
-    for step in schedule.steps:
+                found.setdefault(ref.value, []).append(step)
+    return found
+
+
+def _check_reads(own: Schedule, writers: dict[str, list[Step]], happens: Happens, faults: Faults) -> None:
+    for step in own.steps:
         for value in dict.fromkeys(ref.value for ref in step.reads if ref.value in writers):
             for writer in writers[value]:
-                span = graph.node[step.node].span
+                span = own.node(step).span
                 if not happens.before(_key(0, _OTHER, writer), _key(0, _OWN, step)):
                     faults.add(
                         "unsignalled",
@@ -55,32 +70,52 @@ def _key(forward: int, rank: int, step: Step) -> str:
     return f"{forward}/{rank}/{step.key}"
 
 
-def _laid_out(schedule: Schedule) -> Happens:
-    """Two forwards of two ranks. A forward begins, on every lane, after all lanes of the one before it."""
-    ranks = (_OWN, _OTHER)
-    lanes = [f"{rank}/{lane.name}" for rank in ranks for lane in schedule.lanes]
-    happens = Happens([*lanes, *(f"{rank}/{_END}" for rank in ranks)])
+def _laid_out(schedules: tuple[Schedule, Schedule]) -> Happens | None:
+    """Two forwards of two ranks; None if they never come to the end, which is a fault of its own. A forward begins, on
+    every lane, after all lanes of the one before it."""
+    lanes = [{lane.name: f"{rank}/{lane.name}" for lane in own.lanes} for rank, own in enumerate(schedules)]
+    ends = [f"{rank}/{_END}" for rank in (_OWN, _OTHER)]
+    happens = Happens([*lanes[_OWN].values(), *lanes[_OTHER].values(), *ends])
+    stopped: list[list[str]] = [[], []]
+    """Of each rank: what its host stopped for last, and everything issued since comes after."""
     for forward in (0, 1):
-        fresh = set(lanes)
-        for step in schedule.steps:
-            for rank in ranks:
-                lane = f"{rank}/{step.lane}"
-                waits = [
-                    f"{forward}/{each}/{wait.step}"
-                    for wait in step.waits
-                    for each in (ranks if wait.everywhere else (rank,))
-                    if f"{forward}/{each}/{wait.step}" in happens
-                ]
-                if forward and (lane in fresh or step.lane == HOST_LANE):
-                    waits.append(f"{rank}/{_END}")
-                fresh.discard(lane)
-                happens.add(_placed(step, _key(forward, rank, step), lane), waits)
-        if forward:
-            break
-        for rank in ranks:
+        # The host runs ahead: of its steps only waits say when they are.
+        fresh = [set(own) - {HOST_LANE} for own in lanes]
+        left = [deque(schedule.steps) for schedule in schedules]
+        moved = True
+        while moved:
+            moved = False
+            for rank, steps in enumerate(left):
+                while steps and (waits := _waits(happens, forward, rank, steps[0])) is not None:
+                    step, moved = steps.popleft(), True
+                    key = _key(forward, rank, step)
+                    if forward and step.lane in fresh[rank]:
+                        waits.append(ends[rank])
+                        fresh[rank].discard(step.lane)
+                    happens.add(_placed(step, key, lanes[rank][step.lane]), [*waits, *stopped[rank]])
+                    if step.lane == HOST_LANE:
+                        stopped[rank] = [key]
+        if any(left):
+            return None
+        for rank, schedule in enumerate(schedules if not forward else ()):
             last = {step.lane: _key(forward, rank, step) for step in schedule.steps}
-            happens.add(_placed(schedule.steps[-1], f"{rank}/{_END}", f"{rank}/{_END}"), list(last.values()))
+            happens.add(_placed(schedule.steps[-1], ends[rank], ends[rank]), list(last.values()))
     return happens
+
+
+def _waits(happens: Happens, forward: int, rank: int, step: Step) -> list[str] | None:
+    """What a step waits for; None while another rank has not come to it. A wait for what this rank issues later
+    guarantees nothing."""
+    found = []
+    for wait in step.waits:
+        if wait.everywhere:
+            keys = [f"{forward}/{each}/{wait.step}" for each in (_OWN, _OTHER)]
+            if any(key not in happens for key in keys):
+                return None
+            found += keys
+        elif f"{forward}/{rank}/{wait.step}" in happens:
+            found.append(f"{forward}/{rank}/{wait.step}")
+    return found
 
 
 def _placed(step: Step, key: str, lane: str) -> Step:

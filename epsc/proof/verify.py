@@ -31,7 +31,7 @@ def prove(schedule: Schedule, others: Sequence[Schedule] = ()) -> list[Diagnosti
             happens = Happens.of(each)
             check_hazards(each, happens, faults)
             check_resources(each, happens, faults)
-            check_one_sided(each, faults)
+        check_one_sided([schedule, *others], faults)
         check_collectives([schedule, *others], faults)
     if schedule.stage >= Stage.BUFFERED:
         for each in (schedule, *others):

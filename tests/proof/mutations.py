@@ -38,7 +38,26 @@ def remove_wait(schedule: Schedule, sites: Sites) -> Iterator[Mutant]:
     for i, step in sites(enumerate(schedule.steps)):
         for wait in step.waits:
             waits = tuple(w for w in step.waits if w is not wait)
-            yield f"{step.key} no longer waits for {wait.step}", _with(schedule, i, replace(step, waits=waits)), ()
+            if not wait.everywhere:
+                yield f"{step.key} no longer waits for {wait.step}", _with(schedule, i, replace(step, waits=waits)), ()
+
+
+def drop_signal(schedule: Schedule, sites: Sites) -> Iterator[Mutant]:
+    """A step no longer waits for what all ranks write here."""
+    for i, step in sites(enumerate(schedule.steps)):
+        for wait in step.waits:
+            waits = tuple(w for w in step.waits if w is not wait)
+            if wait.everywhere:
+                yield f"{step.key} waits for no rank's {wait.step}", _with(schedule, i, replace(step, waits=waits)), ()
+
+
+def wait_for_own_rank_only(schedule: Schedule, sites: Sites) -> Iterator[Mutant]:
+    """An event where a signal is needed: it says that this rank has written, not that the others have."""
+    for i, step in sites(enumerate(schedule.steps)):
+        for wait in step.waits:
+            waits = tuple(replace(w, everywhere=False) if w is wait else w for w in step.waits)
+            if wait.everywhere:
+                yield f"{step.key} waits for its own {wait.step}", _with(schedule, i, replace(step, waits=waits)), ()
 
 
 def wait_for_later(schedule: Schedule, sites: Sites) -> Iterator[Mutant]:
@@ -127,6 +146,36 @@ def alias_buffers(schedule: Schedule, sites: Sites) -> Iterator[Mutant]:
             yield f"{moved.key} moves to {(b, a)[i].key} in {to}", broken, ()
 
 
+def share_symmetric(schedule: Schedule, sites: Sites) -> Iterator[Mutant]:
+    """What other ranks write gets company, at whatever time: no step of this rank says when they write."""
+    symmetric = {storage.name: storage for storage in schedule.storages if storage.symmetric}
+    for a, b in sites(combinations(schedule.buffers, 2)):
+        for i, (moved, to) in enumerate(((a, b.storage), (b, a.storage))):
+            if a.storage == b.storage or a.type.dtype != b.type.dtype or to not in symmetric:
+                continue
+            place = schedule.buffers.index(moved)
+            large = replace(symmetric[to], sizes=(*symmetric[to].sizes, moved.type.numel))
+            storages = tuple(large if s.name == to else s for s in schedule.storages)
+            broken = replace(_with_buffer(schedule, place, replace(moved, storage=to)), storages=storages)
+            yield f"{moved.key} moves to {(b, a)[i].key} in symmetric {to}", broken, ()
+
+
+def keep_symmetric_to_itself(schedule: Schedule, sites: Sites) -> Iterator[Mutant]:
+    """Memory that other ranks write is this rank's alone."""
+    for i, storage in sites(enumerate(schedule.storages)):
+        if storage.symmetric:
+            yield f"{storage.name} is not symmetric", _with_storage(schedule, i, replace(storage, symmetric=False)), ()
+
+
+def give_away(schedule: Schedule, sites: Sites) -> Iterator[Mutant]:
+    """Memory of this rank becomes such as others write into."""
+    if not any(storage.symmetric for storage in schedule.storages):
+        return
+    for i, storage in sites(enumerate(schedule.storages)):
+        if not storage.symmetric:
+            yield f"{storage.name} is symmetric", _with_storage(schedule, i, replace(storage, symmetric=True)), ()
+
+
 def move_before_maker(schedule: Schedule, sites: Sites) -> Iterator[Mutant]:
     """A step is issued just before the one that makes what it reads."""
     steps = schedule.steps
@@ -150,9 +199,9 @@ def drop_step(schedule: Schedule, sites: Sites) -> Iterator[Mutant]:
 
 
 def drop_step_on_one_rank(schedule: Schedule, sites: Sites) -> Iterator[Mutant]:
-    """The other ranks wait for a transfer that never comes."""
+    """The other ranks wait for a transfer that never comes, or for a signal."""
     for i, step in sites(enumerate(schedule.steps)):
-        if step.comm:
+        if step.comm or schedule.node(step).info.one_sided:
             left = (*schedule.steps[:i], *schedule.steps[i + 1 :])
             yield f"rank 1 leaves out {step.key}", schedule, (schedule.with_steps(left),)
 
@@ -190,6 +239,8 @@ def lose_lane(schedule: Schedule, sites: Sites) -> Iterator[Mutant]:
 
 MUTATORS: dict[Mutator, frozenset[str]] = {
     remove_wait: frozenset({"race"}),
+    drop_signal: frozenset({"unsignalled"}),
+    wait_for_own_rank_only: frozenset({"unsignalled"}),
     wait_for_later: frozenset({"late-wait", "deadlock"}),
     swap_collectives: frozenset({"rank-order", "unmade-value", "order"}),
     drop_read: frozenset({"operands"}),
@@ -199,6 +250,9 @@ MUTATORS: dict[Mutator, frozenset[str]] = {
     shrink_storage: frozenset({"small-storage"}),
     drop_buffer: frozenset({"no-buffer"}),
     alias_buffers: frozenset({"aliased", "race", "unknown-size"}),
+    share_symmetric: frozenset({"shared-symmetric"}),
+    keep_symmetric_to_itself: frozenset({"not-symmetric"}),
+    give_away: frozenset({"shared-symmetric"}),
     move_before_maker: frozenset({"unmade-value"}),
     duplicate_step: frozenset({"duplicate-step"}),
     drop_step: frozenset({"missing-op", "coverage"}),

@@ -107,6 +107,8 @@ class _Branch:
         self.suffix, self.experts, self.random = str(index or ""), experts, random
         self.deep = random.random() < 0.8
         """Two gemms with an activation between them; else one gemm."""
+        self.one_sided = random.choice(("", "", "", "put", "copy"))
+        """How rows travel, if not by an all2all."""
 
     @property
     def moved(self) -> list[str]:
@@ -125,6 +127,25 @@ class _Branch:
         ]
 
     def directives(self, ep: int) -> list[str]:
+        return self._one_sided() if self.one_sided else self._collective(ep)
+
+    def _one_sided(self) -> list[str]:
+        s, random, put = self.suffix, self.random, self.one_sided == "put"
+        found = [f"use {self.one_sided} for sent{s}", f"use put for back{s}", f"local_reduce back{s}"]
+        if put or random.random() < 0.5:
+            found.append(f"dedup sent{s}")
+        if random.random() < 0.4:
+            names = random.choice((self.moved, self.moved[:1], self.moved[1:])) if put else self.moved[1:]
+            found.append(f"reserve {random.choice((8, 16, 60))} sms for {', '.join(names)}")
+        if random.random() < 0.2:
+            found.append(f"run r{s} beside sent{s}")
+        if random.random() < 0.3:
+            found.append(f"run {random.choice(self.moved)} on {random.choice(('inter', 'links'))}")
+        if self.deep and random.random() < 0.2:
+            found.append(f"run {random.choice((f'h{s}', f'up{s}'))} on experts{s}")
+        return found
+
+    def _collective(self, ep: int) -> list[str]:
         s, random, found = self.suffix, self.random, []
         axis = random.choice(("expert_group", "expert_group", "tokens", "none"))
         if axis != "none":

@@ -53,10 +53,10 @@ def report(capsys: pytest.CaptureFixture[str], title: str, counts: Counter[str])
 
 def test_a_mutation_of_any_example_is_caught(capsys: pytest.CaptureFixture[str]) -> None:
     schedules = example_schedules()
-    assert len(schedules) == 8 * 3 * 2 * 2
+    assert len(schedules) == 8 * 4 * 2 * 2
     counts = run_all(schedules, EXAMPLE_SAMPLE)
     report(capsys, f"{len(schedules)} schedules of examples", counts)
-    assert counts.total() >= 4500
+    assert counts.total() >= 6000
     assert all(counts[mutator.__name__] for mutator in MUTATORS)
 
 
@@ -64,7 +64,7 @@ def test_a_mutation_of_any_random_schedule_is_caught(capsys: pytest.CaptureFixtu
     schedules = random_schedules(RANDOM_SCHEDULES)
     counts = run_all(schedules, RANDOM_SAMPLE)
     report(capsys, f"{len(schedules)} random schedules", counts)
-    assert counts.total() >= 3400
+    assert counts.total() >= 3600
     assert all(counts[mutator.__name__] for mutator in MUTATORS)
 
 
@@ -75,7 +75,10 @@ def test_every_wait_is_needed_before_memory_is_given_out() -> None:
         for what, broken, _ in islice(remove_wait(unsynced(made.schedule), sites), RANDOM_SAMPLE):
             with pytest.raises(EpsError) as caught:
                 prove(broken)
-            assert {d.code for d in caught.value.diagnostics} == {"race"}, f"{what}\n{made.origin}"
+            codes = {d.code for d in caught.value.diagnostics}
+            # What this rank waits for may be what heard of the others.
+            assert "race" in codes, f"{what}\n{made.origin}"
+            assert codes <= {"race", "unsignalled", "overrun"}, f"{what}\n{made.origin}"
             count += 1
     assert count >= 250
 
