@@ -16,7 +16,10 @@ from epsc import driver, launch
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.eps"))
-SCHEDULES = ("serial", "eps", "capacity")
+SCHEDULES = ("serial", "eps", "capacity", "one_sided")
+
+LOAD = {"tokens": "333"}
+"""One-sided programs have room for so many tokens of a rank, and no more."""
 
 
 def made(path: Path, schedule: str, preset: str | None, folder: Path, defines: dict[str, str] | None = None) -> Path:
@@ -41,8 +44,8 @@ def check(program: Path, *arguments: str) -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_small_examples_in_bf16(path: Path, tmp_path: Path) -> None:
-    for schedule in ("eps", "capacity"):
-        check(made(path, schedule, "small", tmp_path), "--tokens", "333", "--dtype", "bf16")
+    for schedule in ("eps", "capacity", "one_sided"):
+        check(made(path, schedule, "small", tmp_path, LOAD), "--tokens", "333", "--dtype", "bf16")
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
