@@ -75,8 +75,8 @@ def test_what_is_hidden_by_hand() -> None:
 
 
 def test_a_gather_in_between_counts_as_work() -> None:
-    # The transfer [0, 700] beside the gather [0, 200] and the product [200, 1350]: 500 + 150 + 1000 - 1350 is 300 of the
-    # transfer's 500.
+    # The transfer [0, 700] beside the gather [0, 200] and the product [200, 1350]: 500 + 150 + 1000 - 1350 is 300 of
+    # the 500 of the transfer.
     spans = {"sent.all2all": (0.0, 700e-6), "sent": (0.0, 200e-6), "up": (200e-6, 1350e-6)}
     (pair,) = written([spans]).device.besides
     assert pair.points == ((116.0, 0.6),)
