@@ -18,6 +18,7 @@ from epsc.api.running import Layer, Runner, runner
 from epsc.api.state import State
 from epsc.api.tracing import Traced, trace
 from epsc.grammar.trace.lift import LAYER
+from epsc.grammar.trace.weights import Get
 from epsc.ir.errors import EpsError
 
 Load = int | tuple[int, int]
@@ -95,9 +96,14 @@ def stand_in(
     get = state.reader(traced.module, weights)
     around = traced.wrapper()
     state.fill(around, get, at)
-    held = {each.name: state.own(each, get).to(at, traced.dtype) for each in traced.weights}
-    around.set_submodule(LAYER, Layer(found, {name: _kept(traced, name, held[name]) for name in found.table}))
+    around.set_submodule(LAYER, Layer(found, weights_of(traced, state, get, at)))
     return Compiled(traced, plan, around, found, state)
+
+
+def weights_of(traced: Traced, state: State, get: Get, device: torch.device) -> dict[str, Tensor]:
+    """This rank's weights of the program, by their names."""
+    held = {each.name: state.own(each, get).to(device, traced.dtype) for each in traced.weights}
+    return {name: _kept(traced, name, weight) for name, weight in held.items()}
 
 
 def _kept(traced: Traced, name: str, weight: Tensor) -> Tensor:
