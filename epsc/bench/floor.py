@@ -64,7 +64,7 @@ class Floor:
     products: float
     """All products but the router's, at the rate of one large one."""
     memory: float
-    """Each weight that some token needs and each input read once, each output written once."""
+    """Each weight that a random choice of experts needs and each input read once, each output written once."""
     links: float
     """Each token goes once to each other rank that has an expert of its choice, and once home."""
 
@@ -82,7 +82,8 @@ class Floor:
 
 def floor(table: Table, router: Router, hidden: int, tokens: float, world: int, item: int, rates: Ceilings) -> Floor:
     """`tokens` per rank, `item` bytes per element."""
-    used = min(1.0, tokens * world * router.top_k / router.experts)
+    # Of the experts: those that some token chooses, when each chooses k at random.
+    used = 1 - (1 - router.top_k / router.experts) ** (tokens * world)
     weights = sum(math.prod(w.shape) * (used / world if w.sharded else 1) for w in table.values())
     local = router.experts // world
     # Of k different experts, evenly drawn, none is on a given other rank.
