@@ -53,6 +53,49 @@ def ffns(draw: st.DrawFn, hidden: int) -> tuple[str, str, str]:
 
 
 @st.composite
+def collectives(draw: st.DrawFn, i: int, local: int) -> list[str]:
+    """How branch `i`, whose rows an all2all moves, is cut and computed; `local`: experts of a rank."""
+    found = []
+    axis = draw(st.sampled_from(("expert_group", "tokens", "none")))
+    if axis != "none":
+        count = draw(st.integers(1, local if axis == "expert_group" else 5))
+        found.append(f"split sent{i}, h{i}, back{i} by {axis} into {count}")
+    impl = draw(
+        st.sampled_from(
+            (
+                "grouped",
+                "dense",
+                "batched",
+                "batched for T when max_rows <= 4 else grouped",
+                "grouped for T when mean_rows < 3 else dense",
+                "dense for T when rows < 2 else batched for T when tokens > 5 else grouped",
+            )
+        )
+    )
+    impl = impl.replace(" for T", "")
+    first, _, rest = impl.partition(" when ")
+    found.append(f"use {first} for up{i}, down{i}{f' when {rest}' if rest else ''}")
+    if draw(st.booleans()):
+        found.append(f"reserve 16 sms for sent{i}, back{i}")
+    return found
+
+
+@st.composite
+def one_sided(draw: st.DrawFn, i: int, transport: str) -> list[str]:
+    """How branch `i`, whose rows ranks store into each other's memory, is placed and computed."""
+    found = [f"use {transport} for sent{i}", f"use put for back{i}", f"local_reduce back{i}"]
+    if transport == "put" or draw(st.booleans()):
+        found.append(f"dedup sent{i}")
+    both = f"sent{i}, back{i}"
+    reserved = draw(st.sampled_from(("", f"back{i}", *((f"sent{i}", both) if transport == "put" else ()))))
+    if reserved:
+        found.append(f"reserve 16 sms for {reserved}")
+    lanes = (f"run sent{i} on links", f"run back{i} on links") if reserved != both else ()  # they take turns on one
+    beside = draw(st.sampled_from(("", f"run r{i} beside sent{i}", *lanes)))
+    return [*found, beside] if beside else found
+
+
+@st.composite
 def cases(draw: st.DrawFn) -> Case:
     """A layer with one or two routed branches and sometimes a shared one, and a schedule that the types allow."""
     ep = draw(st.sampled_from((2, 4)))
@@ -68,27 +111,11 @@ def cases(draw: st.DrawFn) -> Case:
             f"back{i} = combine(gemm(h{i}, down{i}, {hidden}{both}), r{i})",
         ]
         terms.append(f"back{i}")
-        axis = draw(st.sampled_from(("expert_group", "tokens", "none")))
-        if axis != "none":
-            count = draw(st.integers(1, local if axis == "expert_group" else 5))
-            directives.append(f"split sent{i}, h{i}, back{i} by {axis} into {count}")
-        impl = draw(
-            st.sampled_from(
-                (
-                    "grouped",
-                    "dense",
-                    "batched",
-                    "batched for T when max_rows <= 4 else grouped",
-                    "grouped for T when mean_rows < 3 else dense",
-                    "dense for T when rows < 2 else batched for T when tokens > 5 else grouped",
-                )
-            )
-        )
-        impl = impl.replace(" for T", "")
-        first, _, rest = impl.partition(" when ")
-        directives.append(f"use {first} for up{i}, down{i}{f' when {rest}' if rest else ''}")
-        if draw(st.booleans()):
-            directives.append(f"reserve 16 sms for sent{i}, back{i}")
+        transport = draw(st.sampled_from(("all2all", "all2all", "put", "copy")))
+        if transport == "all2all":
+            directives += draw(collectives(i, local))
+        else:
+            directives += draw(one_sided(i, transport))
     if draw(st.booleans()):
         body.append("shared = mlp(x, swiglu, 24)")
         terms.append("shared" if draw(st.booleans()) else "sigmoid(gemm(x, gate, 1)) * shared")
@@ -101,7 +128,8 @@ def cases(draw: st.DrawFn) -> Case:
     text = [f"layer random(x: fp32[tokens, {hidden}]) {{", *body, f"return {' + '.join(terms)}", "}"]
     if draw(st.integers(0, 4)) == 0:
         text += [f"layer twice(x: fp32[tokens, {hidden}]) {{ return stack(random, x, 2) }}"]
-    text += [f"cluster c {{ device = h200 ep = {ep} }}", "schedule s {", *directives, "}"]
+    # Room for the tokens of each rank, for rows that travel one-sided.
+    text += [f"cluster c {{ device = h200 ep = {ep} }}", "tokens 0 .. 20", "schedule s {", *directives, "}"]
     tokens = draw(st.tuples(*[st.one_of(st.integers(0, 3), st.integers(0, 20))] * ep))
     routing = draw(st.sampled_from(("random", "one", "shunned", "skewed")))
     return Case("\n".join(text), ep, tokens, routing, draw(st.integers(0, 1000)))

@@ -34,7 +34,7 @@ def test_every_schedule_equals_the_interpreter(
 ) -> None:
     layer = driver.understand(driver.read(path), driver.Options({"ep": str(count)}, preset="small"))
     ranks = ranks_of(count)
-    for schedule in ("serial", "eps", "capacity", "best"):
+    for schedule in ("serial", "eps", "capacity", "one_sided", "best"):
         for seed, (tokens, routing) in enumerate(tokens_for(count)):
             results = ranks.run(prepare(layer, schedule, tokens, routing=routing, seed=seed))
             worst = max(result.error for result in results)
