@@ -22,6 +22,7 @@ from epsc.commands.calibrate import calibrate
 from epsc.commands.explain import explain
 from epsc.commands.options import compile_options, file_argument, fits, options_of, schedule_option
 from epsc.commands.report import EXIT_INPUT, EXIT_PROGRAM, count, report
+from epsc.commands.trace import trace
 from epsc.commands.tune import tune
 from epsc.ir.errors import Diagnostic, EpsError
 from epsc.passes.pipeline import GRAPH_PASSES, PIPELINE
@@ -310,6 +311,7 @@ def demo(nproc: int | None, keep: Path | None) -> None:
 cli.add_command(bench)
 cli.add_command(calibrate)
 cli.add_command(explain)
+cli.add_command(trace)
 cli.add_command(tune)
 
 
