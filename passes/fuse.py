@@ -8,7 +8,7 @@ from typing import ClassVar
 from epsc.ir.attrs import ActAttrs, ExpertGemmActAttrs, ExpertGemmAttrs
 from epsc.ir.graph import Graph, Node
 from epsc.passes.asks import NOTHING, Asks
-from epsc.passes.questions import name_of, why_not_persistent
+from epsc.passes.questions import SUMS, name_of, why_not_persistent
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Fuse:
         (k*tokens rows less to write and to read back)
         g = expert_gemm(rows, ends) ; h = activation(g)      -->  h = expert_gemm_act(rows, ends)
         (gated, and what the persistent kernel can run; not where the schedule chooses how one of the two runs)
-        s = unpermute_sum(..) or sum_ranks(..) ; y = s + z   -->  y = the same with z
+        s = unpermute_sum(..), sum_copies(..) or sum_ranks(..) ; y = s + z   -->  y = the same with z
         (a pass over tokens less, and one rounding less)
     """
 
@@ -63,9 +63,9 @@ class Fuse:
                 before = graph.maker.get(value)
                 if (
                     before is None
-                    or before.kind not in _SUMS
+                    or before.kind not in SUMS
                     or before.name in joined
-                    or len(before.ins) > _SUMS[before.kind]
+                    or len(before.ins) > SUMS[before.kind]
                     or graph.users[value] != [node]
                     or value in graph.results
                     or graph.types[value] != graph.types[other]
@@ -78,10 +78,6 @@ class Fuse:
                 gone.add(before.name)
                 break
         return graph.with_nodes(tuple(joined.get(n.name, n) for n in graph.nodes if n.name not in gone))
-
-
-_SUMS = {"unpermute_sum": 3, "sum_ranks": 2}
-"""Sums that can start from rows of tokens, and what they read besides."""
 
 
 def _with_epilogue(graph: Graph, gemm: Node, act: Node) -> Node | None:

@@ -13,7 +13,7 @@ from epsc.ir.kinds import Role
 from epsc.ir.regions import Regions
 from epsc.ir.schedule import Schedule, Stage, Step
 from epsc.passes.place import COMPUTE_LANE
-from epsc.passes.questions import is_dispatch
+from epsc.passes.questions import SUMS, is_dispatch
 from epsc.passes.wishes import Context, Wishes
 
 # When a step would like to be issued, in chunks: chunk i of the experts' work is due at time i.
@@ -25,6 +25,7 @@ _BESIDE = -1.0  # after the first dispatches are on their way, before the expert
 _COMBINE = 0.5  # a chunk's combine follows its experts' work
 _BESIDE_COMBINE = 0.75  # after the last combine is on its way
 _HOME = 1.25  # and is summed after the next chunk's work, or the compute lane would wait for the combine
+_ADDEND = 1.0  # what a sum of chunks starts from: before the first of them, or none could be summed until the end
 _REST = 1e6
 
 _EXPERTS_WORK = ("regroup", "ungroup", "expand", "expert_gemm", "expert_gemm_act")
@@ -73,7 +74,7 @@ class Order:
             beside |= dict.fromkeys(wish.these, _BESIDE_COMBINE if brings else _BESIDE)
         moving = [(s.lane, graph.node[s.node]) for s in schedule.steps if graph.node[s.node].info.moves_rows]
         combining = {lane for lane, node in moving if not is_dispatch(node)}
-        needed_early = _feeds_dispatch(schedule)
+        needed_early, addends = _feeds_dispatch(schedule), _feeds_sums(schedule)
 
         def due(step: Step) -> float:
             node = graph.node[step.node]
@@ -96,6 +97,8 @@ class Order:
             # Only now: in a stack all of a layer feeds the next one's dispatch, but its chunks keep their turns.
             if node.name in needed_early:
                 return _EARLY
+            if node.name in addends:
+                return _ADDEND
             return float(chunk) if step.cuts else _REST
 
         return list(map(due, schedule.steps))
@@ -156,6 +159,27 @@ def _feeds_dispatch(schedule: Schedule) -> set[str]:
         if node.name in found:
             found |= {graph.maker[value].name for value in node.ins if value in graph.maker}
     return found
+
+
+def _feeds_sums(schedule: Schedule) -> set[str]:
+    """Names of the ops that make what a sum of chunks starts from."""
+    graph = schedule.graph
+    sums = {
+        step.node: SUMS[graph.node[step.node].kind] for step in schedule.steps if step.cuts and _starts(graph, step)
+    }
+    found = {
+        graph.maker[v].name for name, known in sums.items() for v in graph.node[name].ins[known:] if v in graph.maker
+    }
+    for node in reversed(graph.nodes):
+        if node.name in found:
+            found |= {graph.maker[value].name for value in node.ins if value in graph.maker}
+    return found
+
+
+def _starts(graph: Graph, step: Step) -> bool:
+    """Whether a step is a sum that starts from something."""
+    node = graph.node[step.node]
+    return len(node.ins) > SUMS.get(node.kind, len(node.ins))
 
 
 def _dependencies(schedule: Schedule) -> tuple[list[list[int]], list[int]]:

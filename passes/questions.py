@@ -11,6 +11,10 @@ LOWERED_AXES = (Axis.EXPERT_GROUP, Axis.TOKENS)
 """Axes that the passes can cut along today; the others are in the language and the types only."""
 
 
+SUMS = {"unpermute_sum": 3, "sum_ranks": 2}
+"""Sums that can start from rows of tokens, and how many inputs they have besides."""
+
+
 def why_not_persistent(graph: Graph, node: Node) -> str:
     """What the persistent kernel cannot do of this expert gemm; nothing if it can run it."""
     attrs = node.attrs
