@@ -31,8 +31,8 @@ SMS_FOR_TRANSFERS = (0, 16, 24, 32)
 MARGIN = 0.05
 """A cut plan must be predicted faster than a simpler one by this share, or the simpler one stays: predictions err by
 about as much (docs/cost-model.md)."""
-TRANSPORTS: tuple[str, ...] = ("collective",)
-"""How rows may travel: `collective`, and one-sided `put` and `copy`."""
+TRANSPORTS = ("collective", "put", "copy")
+"""How rows may travel: by a collective, or one-sided, which takes GPUs of one node."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ class _Names:
         )
 
 
-def candidates(graph: Graph, ep: int, device: Device, transports: tuple[str, ...] = TRANSPORTS) -> list[ScheduleDecl]:
+def candidates(
+    graph: Graph, ep: int, device: Device, transports: tuple[str, ...] = TRANSPORTS[:1]
+) -> list[ScheduleDecl]:
     """Schedules worth asking about, simplest first: serial; transfers beside the shared experts; cuts by expert group
     and by tokens; each with and without SMs of their own for the transfers, and by each transport."""
     names = _Names.of(graph)
@@ -95,25 +97,32 @@ def candidates(graph: Graph, ep: int, device: Device, transports: tuple[str, ...
             for sms in SMS_FOR_TRANSFERS:
                 if sms >= device.sms or (sms and device.backend != "cuda"):
                     continue
-                directives: list[Directive] = [*travels, *best]
+                # Of rows that come one-sided the host knows no number, so nothing can be chosen by it.
+                directives: list[Directive] = [*travels] or [*best]
                 if axis:
                     directives.append(Split(_targets(names.inner), axis, Number(count)))
                 if sms:
-                    directives.append(Reserve(Number(sms), _targets(names.moved)))
-                if names.shared:
+                    # Copy engines take none.
+                    moved = names.moved if transport != "copy" else _homes(names)
+                    directives.append(Reserve(Number(sms), _targets(moved)))
+                if names.shared and (axis or sms or not travels):
                     directives.append(Beside(_targets(names.shared), _targets(names.dispatches[:1])))
                 if not (axis or names.shared or travels):
                     continue  # nothing to hide behind: that is serial
                 words = [transport] if travels else []
-                words += [f"{axis}_{count}" if axis else "beside", f"sms_{sms}"]
+                words += [f"{axis}_{count}" if axis else "beside" if names.shared else "whole", f"sms_{sms}"]
                 found.append(ScheduleDecl("_".join(words), tuple(directives)))
     return found
+
+
+def _homes(names: _Names) -> tuple[str, ...]:
+    return tuple(name for name in names.moved if name not in names.dispatches)
 
 
 def _travels(names: _Names, transport: str) -> list[Directive]:
     if transport == "collective":
         return []
-    homes = tuple(name for name in names.moved if name not in names.dispatches)
+    homes = _homes(names)
     made: list[Directive] = [Use((Name(transport),), (), _targets(names.dispatches))]
     made += [Use((Name("put"),), (), _targets(homes)), LocalReduce(_targets(homes))]
     return [*made, Dedup(_targets(names.dispatches))] if transport == "put" else made
@@ -127,11 +136,12 @@ def search(
     `said` is the graph as the layer says it, `graph` what it is lowered to by collectives.
     """
     asked: list[Candidate] = []
-    for decl in candidates(graph, cluster.mesh.ep, cluster.device):
+    one_sided = cluster.device.backend == "cuda" and cluster.nodes == 1 and cluster.mesh.ep > 1
+    for decl in candidates(graph, cluster.mesh.ep, cluster.device, TRANSPORTS if one_sided else TRANSPORTS[:1]):
         try:
             schedule = scheduled(decl, said, graph, numbers, cluster, pipeline)
-        except EpsError:
-            if decl.name == "serial":
+        except EpsError as error:
+            if decl.name == "serial" or any(d.message.startswith("after pass") for d in error.diagnostics):
                 raise
             continue  # the layer cannot have this one, as it could not if a user wrote it
         asked.append(Candidate(decl, schedule, simulate(schedule, cluster, load).total))
@@ -157,7 +167,7 @@ def scheduled(
 ) -> Schedule:
     """What the passes make of `decl`, up to its waits, unproven. Raises EpsError when the layer cannot have it."""
     faults = Faults()
-    asks = asks_of(decl, said)
+    asks = asks_of(decl, said, numbers)
     lowered = lower(said, pipeline, asks=asks) if asks else graph
     wishes = resolve(decl, lowered, numbers, cluster.mesh.ep, cluster.device.sms, faults)
     faults.raise_if_any()

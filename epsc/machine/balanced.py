@@ -58,6 +58,18 @@ def count(dim: Dim, schedule: Schedule, node: Node, load: int) -> float:
     return whole * share(dim.cuts, schedule, node, load)
 
 
+def chosen_share(schedule: Schedule, node: Node, load: int) -> float:
+    """The share of experts that are chosen at all, if tokens choose independently and evenly; 1 for any other op."""
+    if not isinstance(node.attrs, ExpertGemmAttrs) or load == 0:
+        return 1.0
+    rows = next((d for t in node.ins for d in schedule.graph.types[t].shape if d.symbol.startswith("rows(")), None)
+    dispatch = schedule.graph.node.get(rows.symbol[len("rows(") : -1]) if rows else None
+    if dispatch is None or not isinstance(dispatch.attrs, RowsAttrs | TransferAttrs | RouteAttrs):
+        return 1.0
+    attrs = dispatch.attrs
+    return 1.0 - (1 - attrs.top_k / attrs.experts) ** (load * schedule.ep) if attrs.top_k < attrs.experts else 1.0
+
+
 def region(ref: Ref, schedule: Schedule) -> Tensor:
     """The type of what a step reads or writes."""
     return schedule.graph.types[ref.value].cut(ref.cuts)

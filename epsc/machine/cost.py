@@ -78,7 +78,8 @@ def coordinates(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, do
     at["mb"] = (done.hbm_bytes - done.padding_bytes) / 1e6
     made = matrix(schedule, step)
     if impl.cost.bound is Bound.FLOPS and made:
-        experts = group_experts(step, schedule) or 1
+        # Experts that nobody chose cost nothing.
+        experts = (group_experts(step, schedule) or 1) * done.chosen
         at |= {"experts": experts, "rows": done.rows / experts, "out": made[0], "in": made[1]}
     return at
 

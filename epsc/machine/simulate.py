@@ -258,7 +258,8 @@ class _Run:
                     now = yield
                 clock, stopped_by = job.end, job.step.key
             else:
-                job.issued = clock + min(job.issue_s, self.cluster.device.launch_s + self.cluster.device.step_s)
+                first = self.cluster.device.step_s + self.cluster.device.launch_s
+                job.issued = clock + min(job.issue_s, first)
                 clock = job.issue_end = clock + job.issue_s
         while True:
             yield

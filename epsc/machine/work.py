@@ -15,6 +15,7 @@ from epsc.ir.kinds import Role
 from epsc.ir.schedule import Schedule, Step
 from epsc.machine.balanced import (
     bytes_of,
+    chosen_share,
     elements,
     group_experts,
     known_numbers,
@@ -23,7 +24,7 @@ from epsc.machine.balanced import (
 )
 
 _GATHERS = frozenset({"permute", "regroup", "ungroup", "unpermute"})
-_SUMS = frozenset({"unpermute_sum", "weighted_sum"})
+_SUMS = frozenset({"unpermute_sum", "weighted_sum", "sum_copies"})
 _CALL_GEMMS = 4
 """A module that nobody looked into is taken for the four projections of an attention block."""
 
@@ -45,6 +46,8 @@ class Work:
     """Rows that leave for another rank; as many come in."""
     launches: int = 0
     rows: float = 0.0
+    chosen: float = 1.0
+    """The share of the experts that the step works for that some token chose, and whose weights are read."""
 
 
 def picked(schedule: Schedule, step: Step, load: int, backend: str) -> Impl:
@@ -70,7 +73,8 @@ def work(schedule: Schedule, step: Step, load: int, backend: str = "cuda", impl:
     rows = row_count(step, schedule, load)
     reads = sum(bytes_of(ref, schedule, node, load) for ref in dict.fromkeys(step.reads))
     writes = sum(bytes_of(ref, schedule, node, load) for ref in dict.fromkeys(step.writes))
-    weights = _weight_bytes(schedule, step)
+    chosen = chosen_share(schedule, node, load)
+    weights = _weight_bytes(schedule, step) * chosen
     launches = impl.cost.launches or max(1, group_experts(step, schedule))
     flops, moved, padding, after, link = 0.0, reads + writes + weights, 0.0, 0.0, 0.0
     if node.kind == "route" or (node.info.role is Role.COMPUTE and node.params):
@@ -95,7 +99,7 @@ def work(schedule: Schedule, step: Step, load: int, backend: str = "cuda", impl:
         link = writes * remote_share(schedule, step)
         # A collective moves what it writes; one that gathers or sums what it sends reads that.
         moved = writes + (reads if node.info.one_sided else writes)
-    return Work(flops, moved, weights, padding, after, link, launches, rows)
+    return Work(flops, moved, weights, padding, after, link, launches, rows, chosen)
 
 
 def _weight_bytes(schedule: Schedule, step: Step) -> float:
