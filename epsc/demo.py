@@ -1,4 +1,4 @@
-"""`epsc demo`: the main job on whatever is there. DeepSeek-V2's layer, two schedules, run and compared."""
+"""`epsc demo`: the main job on whatever is there. DeepSeek-V2's layer, three schedules, run and compared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from epsc.ir.source import Source
 from epsc.machine.simulate import simulate
 from epsc.render.gantt import gantt
 
-SCHEDULES = ("serial", "eps")
+SCHEDULES = ("serial", "eps", "one_sided")
+CAPTURED = ("one_sided",)
+"""Those that can be CUDA graphs, and on GPUs are."""
 GPU_TOKENS = 4096
 
 
@@ -23,7 +25,7 @@ def main(nproc: int | None, keep: Path | None) -> int:
     found = launch.gpus()
     ranks = nproc or (found if found else launch.CPU_RANKS)
     source = _example()
-    where = f"{ranks} GPUs over NCCL" if found else f"{ranks} CPU ranks over gloo, at small size"
+    where = f"{ranks} GPUs" if found else f"{ranks} CPU ranks over gloo, at small size"
     click.echo(f"DeepSeek-V2's MoE layer on {where}\n")
     defines = {"ep": str(ranks)} | ({"tokens": str(GPU_TOKENS)} if found else {})
     options = driver.Options(defines, preset=None if found else "small")
@@ -38,6 +40,8 @@ def main(nproc: int | None, keep: Path | None) -> int:
             result = Path(scratch) / f"{name}.json"
             dtype = "bf16" if found else "fp32"
             arguments = ["--check", "--bench", "--dtype", dtype, "--tokens", str(layer.load[1]), "--json", str(result)]
+            if found and name in CAPTURED:
+                arguments.append("--graph")
             if launch.run(program, ranks, arguments, keep):
                 click.echo(f"`{name}` failed", err=True)
                 return 3
