@@ -75,6 +75,13 @@ def probes(backend: str) -> Iterator[Probe]:
             yield Probe(f"{shape.name} 4 groups", shape, _cut(4, 0), together=True)
         return
     yield Probe("deepseek_v2 serial", CUDA_SHAPES[0], "")
+    put = "use put for sent, back  dedup sent  local_reduce back"
+    copy = "use copy for sent  use put for back  local_reduce back"
+    yield Probe("deepseek_v2 put", CUDA_SHAPES[0], put)
+    yield Probe("deepseek_v2 copy", CUDA_SHAPES[0], f"{copy}  run mlp beside sent", together=True)
+    for sms in SMS[1:]:
+        beside = f"reserve {sms} sms for sent, back  run mlp beside sent"
+        yield Probe(f"deepseek_v2 put {sms} sms", CUDA_SHAPES[0], f"{put}  {beside}", together=True)
     for sms in SMS:
         yield Probe(f"deepseek_v2 2 groups {sms} sms", CUDA_SHAPES[0], _cut(2, sms), together=True)
     yield Probe("deepseek_v2 8 groups", CUDA_SHAPES[0], _cut(8, 0), together=True)
