@@ -33,6 +33,7 @@ from epsc.ir.spec import (
     Preset,
     Reserve,
     Return,
+    Room,
     ScheduleDecl,
     Setting,
     Spec,
@@ -189,6 +190,8 @@ class Builder:
                 return Dedup(self._targets(parts[0]), span, comments)
             case "local_reduce":
                 return LocalReduce(self._targets(parts[0]), span, comments)
+            case "room":
+                return Room(self._expr(parts[0]), self._targets(parts[1]), span, comments)
             case "reserve":
                 return Reserve(self._expr(parts[0]), self._targets(parts[1]), span, comments)
             case "beside":

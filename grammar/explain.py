@@ -35,6 +35,7 @@ _FORMS = {
     "USE": "a choice reads `use IMPL for NAMES` or `use IMPL for NAMES when METRIC < NUMBER else IMPL`",
     "DEDUP": "it reads `dedup NAMES`, of dispatches",
     "LOCAL_REDUCE": "it reads `local_reduce NAMES`, of combines",
+    "ROOM": "it reads `room FACTOR for NAMES`, of dispatches",
     "RESERVE": "a reservation reads `reserve COUNT sms for NAMES`",
     "RUN": "an order reads `run NAMES beside NAMES`, `run NAMES before NAMES` or `run NAMES on LANE`",
     "OVERLAP": "it reads `overlap none`",
@@ -67,7 +68,7 @@ def expectation(accepted: set[str], before: str, at_start: bool) -> str:
         parts.append("an item (`let`, `preset`, `layer`, `cluster`, `tokens`, `schedule`)")
         rest -= {*ITEM_WORDS, "TOKENS", END}
     if "SPLIT" in rest:
-        parts.append("a directive (`split`, `use`, `dedup`, `local_reduce`, `reserve`, `run`, `overlap`)")
+        parts.append("a directive (`split`, `use`, `dedup`, `local_reduce`, `room`, `reserve`, `run`, `overlap`)")
         rest -= DIRECTIVE_WORDS
     if "RETURN" in rest:
         parts.append("a statement (`name = ...`, `return ...`)")

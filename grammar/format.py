@@ -25,6 +25,7 @@ from epsc.ir.spec import (
     Preset,
     Reserve,
     Return,
+    Room,
     ScheduleDecl,
     Setting,
     Spec,
@@ -176,6 +177,8 @@ def _directive(directive: Directive) -> str:
             return f"dedup {_names(directive.targets)}"
         case LocalReduce():
             return f"local_reduce {_names(directive.targets)}"
+        case Room():
+            return f"room {flat(directive.factor)} for {_names(directive.targets)}"
         case Reserve():
             return f"reserve {flat(directive.sms)} sms for {_names(directive.targets)}"
         case Beside():

@@ -241,6 +241,16 @@ class LocalReduce:
 
 
 @dataclass(frozen=True)
+class Room:
+    """`room 2 for sent`: memory at the experts for twice the rows of balanced routing, and a clear end if more come."""
+
+    factor: Expr
+    targets: tuple[Target, ...]
+    span: Span | None = _span()
+    comments: Comments = _NO_COMMENTS
+
+
+@dataclass(frozen=True)
 class Reserve:
     """`reserve 16 sms for sent, back`."""
 
@@ -288,7 +298,7 @@ class OverlapNone:
     comments: Comments = _NO_COMMENTS
 
 
-Directive = Split | Use | Dedup | LocalReduce | Reserve | Beside | Before | On | OverlapNone
+Directive = Split | Use | Dedup | LocalReduce | Room | Reserve | Beside | Before | On | OverlapNone
 
 
 @dataclass(frozen=True)
