@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from epsc.codegen.lines import Arg, Listing, call
 from epsc.codegen.memory import base_dtype, dtype_text
 from epsc.codegen.names import string
-from epsc.codegen.regions import refuse
-from epsc.ir.attrs import RowsAttrs
+from epsc.codegen.regions import place_of, refuse
+from epsc.ir.attrs import PlaceAttrs
 from epsc.ir.dims import DType
 from epsc.ir.graph import Graph, Node
 from epsc.ir.schedule import Schedule
@@ -28,16 +29,34 @@ class Pair:
     back: int
     """Columns of a row that comes home."""
     dtype: DType
+    straight: bool
+    """Each copy of a token is stored where a product reads it, not once per rank in a slot."""
+    apart: bool
+    """Each copy comes home as it is, not summed with the others of its rank."""
+    room: float
+    """How many times the rows of balanced routing there is room for; 0: for whatever tokens choose."""
+
+    def rows(self, ep: int, most: int) -> int:
+        """Rows that there is room for at the experts of a rank, as `Slots.room_for` says."""
+        worst = ep * most * min(self.top_k, self.experts // ep)
+        return min(worst, math.ceil(self.room * most * self.top_k)) if self.room else worst
+
+    def symmetric_bytes(self, ep: int, most: int) -> int:
+        """Of what other ranks write at a rank."""
+        sent = self.rows(ep, most) if self.straight else ep * most
+        home = most * (self.top_k if self.apart else ep)
+        return self.dtype.bytes * (sent * self.width + home * self.back) + ep * most * 12 * self.top_k
 
 
 def pairs(graph: Graph) -> list[Pair]:
     """The one-sided dispatches of a graph, in order. Raises EpsError for one without a combine, or with several."""
     found = []
     for node in graph.nodes:
-        if node.kind != "expand":
+        if node.kind not in ("expand", "put_copies"):
             continue
-        assert isinstance(node.attrs, RowsAttrs)
-        sums = [n for n in graph.nodes if n.kind == "put_sums" and dispatch_of(graph, n) == node.name]
+        attrs = place_of(graph, node.name).attrs
+        assert isinstance(attrs, PlaceAttrs)
+        sums = [n for n in graph.nodes if n.kind in ("put_sums", "put_back") and dispatch_of(graph, n) == node.name]
         if len(sums) != 1:
             raise refuse(f"`{node.name}` has {len(sums)} combines, where a program can have one")
         row = graph.types[node.outs[0]]
@@ -45,11 +64,14 @@ def pairs(graph: Graph) -> list[Pair]:
             Pair(
                 node.name,
                 sums[0].name.removesuffix(".put"),
-                node.attrs.experts,
-                node.attrs.top_k,
+                attrs.experts,
+                attrs.top_k,
                 row.shape[1].scale,
                 graph.types[sums[0].outs[0]].shape[1].scale,
                 row.dtype,
+                node.kind == "put_copies",
+                sums[0].kind == "put_back",
+                attrs.room,
             )
         )
     return found
@@ -58,11 +80,11 @@ def pairs(graph: Graph) -> list[Pair]:
 def dispatch_of(graph: Graph, node: Node) -> str:
     """The dispatch that an op of a one-sided one belongs to."""
     match node.kind:
-        case "expand":
+        case "expand" | "put_copies":
             return node.name
-        case "put_sums":
-            return node.ins[1].removesuffix(".locate.place")
-        case "sum_ranks":
+        case "put_sums" | "put_back":
+            return dispatch_of(graph, graph.maker[node.ins[1]])
+        case "sum_ranks" | "sum_copies":
             return dispatch_of(graph, graph.maker[node.ins[0]])
     return node.name.rpartition(".")[0]
 
@@ -76,13 +98,13 @@ def made_once(schedule: Schedule, slots: Mapping[str, str]) -> list[str]:
     waited = dict.fromkeys(wait.step for step in schedule.steps for wait in step.waits if wait.everywhere)
     lines = ["        regions = {"]
     for pair in found:
-        lines += call("**Slots.regions", [*_args(pair), dtype_text(pair.dtype, base, "dtype")], ",", 12)
+        lines += call("**Slots.regions", [*_args(pair), dtype_text(pair.dtype, base, "dtype"), *_ways(pair)], ",", 12)
     lines.append("        }")
     signals = Listing("", tuple(map(string, waited)))
     lines += call("self.symmetric = Symmetric", ["self.run", "group", "regions", signals, "timeout"], "", 8)
     lines.append("        self.run.symmetric = self.symmetric")
     for pair in found:
-        lines += call(f"self.{slots[pair.dispatch]} = Slots", ["self.symmetric", *_args(pair)], "", 8)
+        lines += call(f"self.{slots[pair.dispatch]} = Slots", ["self.symmetric", *_args(pair), *_ways(pair)], "", 8)
     return lines
 
 
@@ -91,14 +113,24 @@ def _args(pair: Pair) -> list[Arg]:
     return [string(pair.dispatch), string(pair.combine), *map(str, sizes)]
 
 
+def _ways(pair: Pair) -> list[Arg]:
+    ways: list[Arg] = ["straight=True"] if pair.straight else []
+    ways += ["apart=True"] if pair.apart else []
+    return [*ways, f"room={pair.room}"] if pair.room else ways
+
+
 def memory_line(schedule: Schedule, most: int) -> list[str]:
     """What the docstring of a file says about memory that outlives a forward, and rows that may arrive."""
     lines = []
     for pair in pairs(schedule.graph):
-        symmetric = schedule.ep * most * (pair.dtype.bytes * (pair.width + pair.back) + 12 * pair.top_k)
-        rows = schedule.ep * most * min(pair.top_k, pair.experts // schedule.ep)
+        rows = pair.rows(schedule.ep, most)
+        room = "which is every copy of every token: no choice of experts can overflow it"
+        if pair.room:
+            room = (
+                f"{pair.room:g} times those of balanced routing: a forward pass to which more come fails on every rank"
+            )
         lines.append(
-            f"{pair.dispatch}: {symmetric / 1e9:.2f} GB of symmetric memory, for {most} tokens of each rank; room for"
-            f" {rows} rows at the experts, which is every copy of every token: no choice of experts can overflow it"
+            f"{pair.dispatch}: {pair.symmetric_bytes(schedule.ep, most) / 1e9:.2f} GB of symmetric memory, for {most}"
+            f" tokens of each rank; room for {rows} rows at the experts, {room}"
         )
     return lines

@@ -235,16 +235,17 @@ class Ops:
         """A method of the slots of a dispatch, on what the op reads; those of what ranks know of each other, and of
         rows that others write, are theirs already."""
         node, graph = at.node, self.schedule.graph
-        theirs = {value for value in node.ins if value in graph.maker and graph.maker[value].info.one_sided}
-        reads = node.ins[:2] if node.kind == "sum_ranks" else node.ins
+        makers = {value: graph.maker[value] for value in node.ins if value in graph.maker}
+        theirs = {value for value, maker in makers.items() if maker.info.one_sided and maker.kind not in KNOWN_HERE}
+        reads = node.ins[:2] if node.kind in SUMS else node.ins
         args = [self._read(at, value) for value in reads if value not in theirs]
-        if node.kind in ("put_rows", "put_sums") and at.step.sms:
+        if node.info.moves_rows and node.kind != "copy_rows" and at.step.sms:
             args.append(f"programs={at.step.sms}")
-        if node.kind in ("expand", "sum_ranks"):
+        if node.kind in ("expand", *SUMS):
             args.append(self.regions.write(at.step, at.step.writes[0]).expr)
-        if node.kind == "sum_ranks":
+        if node.kind in SUMS:
             args += self._addend(at, 2)
-        outs = ", ".join(map(self.regions.variable, node.outs)) if node.kind in ("count", "locate") else ""
+        outs = ", ".join(map(self.regions.variable, node.outs)) if node.kind in KNOWN_HERE else ""
         method = f"{self._slots(node)}.{node.kind}"
         return {"function": f"{outs} = {method}" if outs else method, "args": tuple(args)}
 
@@ -263,7 +264,11 @@ def _result(target: Target) -> Op:
     return {"target": target.name} if target.name else {"target": "made", "keep": target.expr}
 
 
-ONE_SIDED = ("count", "tell", "put_rows", "copy_rows", "locate", "expand", "put_sums", "sum_ranks")
+MOVES = ("tell", "put_rows", "copy_rows", "put_copies", "put_sums", "put_back")
+SUMS = ("sum_ranks", "sum_copies")
+KNOWN_HERE = ("count", "locate", "aim", "put_copies")
+"""One-sided kinds whose results are variables of `forward`: what this rank finds out, and rows that a product reads."""
+ONE_SIDED = dict.fromkeys((*MOVES, "expand", *SUMS, *KNOWN_HERE))
 
 _OPS: dict[str, Callable[[Ops, At], Op]] = {
     **dict.fromkeys(ONE_SIDED, Ops._one_sided),

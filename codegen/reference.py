@@ -9,11 +9,19 @@ from collections.abc import Callable
 
 from epsc.codegen.lines import Arg, call
 from epsc.codegen.names import Names, string
-from epsc.ir.attrs import CallAttrs, ExpertGemmActAttrs, ExpertGemmAttrs, GemmAttrs, RouteAttrs, RowsAttrs
+from epsc.ir.attrs import (
+    CallAttrs,
+    ExpertGemmActAttrs,
+    ExpertGemmAttrs,
+    GemmAttrs,
+    RouteAttrs,
+    RowsAttrs,
+    TransferAttrs,
+)
 from epsc.ir.graph import Graph, Node
 
-_SAME = frozenset({"all2all", "regroup", "ungroup", "unpermute", "tell", "put_rows", "copy_rows"})
-_NOTHING = frozenset({"layout", "exchange", "sizes", "arrange", "count", "locate"})
+_SAME = frozenset({"all2all", "regroup", "ungroup", "unpermute", "tell", "put_rows", "copy_rows", "put_back"})
+_NOTHING = frozenset({"layout", "exchange", "sizes", "arrange", "count", "locate", "aim"})
 
 
 class Reference:
@@ -70,7 +78,7 @@ class Reference:
         return [choice, *call(f"{outs} = router", args, indent=4)]
 
     def _permute(self, node: Node) -> list[str]:
-        assert isinstance(node.attrs, RowsAttrs)
+        assert isinstance(node.attrs, RowsAttrs | TransferAttrs)
         x = self._value(node.ins[0])
         return self._assign(node, f"{x}.repeat_interleave", [str(node.attrs.top_k), "dim=0"])
 
@@ -107,8 +115,9 @@ class Reference:
         return [f"    {self.names.of(node.outs[0])} = {a} {'+' if node.kind == 'add' else '*'} {b}"]
 
     def _sum(self, node: Node) -> list[str]:
-        weights = node.ins[1 if node.kind == "weighted_sum" else 2]
-        addend = f" + {self._value(node.ins[3])}" if len(node.ins) > 3 else ""
+        at = 2 if node.kind == "unpermute_sum" else 1
+        weights = node.ins[at]
+        addend = f" + {self._value(node.ins[at + 1])}" if len(node.ins) > at + 1 else ""
         head = f"{self.names.of(node.outs[0])} = weighted"
         return call(head, [self._value(node.ins[0]), self._value(weights)], addend, 4)
 
@@ -133,6 +142,7 @@ _WRITERS: dict[str, Callable[[Reference, Node], list[str]]] = {
     "route": Reference._route,
     "permute": Reference._permute,
     "expand": Reference._permute,
+    "put_copies": Reference._permute,
     "expert_gemm": Reference._expert_gemm,
     "expert_gemm_act": Reference._expert_gemm_act,
     "gemm": Reference._gemm,
@@ -141,6 +151,7 @@ _WRITERS: dict[str, Callable[[Reference, Node], list[str]]] = {
     "mul": Reference._elementwise,
     "weighted_sum": Reference._sum,
     "unpermute_sum": Reference._sum,
+    "sum_copies": Reference._sum,
     "put_sums": Reference._put_sums,
     "sum_ranks": Reference._sum_ranks,
     "call": Reference._call,

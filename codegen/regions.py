@@ -10,7 +10,7 @@ from epsc.codegen.names import Names
 from epsc.ir.attrs import RowsAttrs
 from epsc.ir.dims import Axis, Cut, Cuts, Dim, cuts_text
 from epsc.ir.errors import Diagnostic, EpsError
-from epsc.ir.graph import Node
+from epsc.ir.graph import Graph, Node
 from epsc.ir.schedule import Buffer, Layout, Ref, Schedule, Step
 
 
@@ -27,6 +27,11 @@ def row_cut(cuts: Cuts, where: str) -> Cut | None:
     if len(cuts) > 1:
         raise refuse(f"{where} is cut in two ways at once, which no program can be written for yet")
     return cuts[0] if cuts else None
+
+
+def place_of(graph: Graph, dispatch: str) -> Node:
+    """The op that says where the rows of a one-sided dispatch lie."""
+    return next(node for node in graph.nodes if node.name in (f"{dispatch}.locate", f"{dispatch}.aim"))
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Regions:
         """The dispatch that each control value, and each value in sending order, belongs to."""
         found: dict[str, str] = {}
         for node in self.graph.nodes:
-            if node.kind in ("layout", "locate"):
+            if node.kind in ("layout", "locate", "aim"):
                 mine = node.name.removesuffix(f".{node.kind}")
             else:
                 mine = next((found[value] for value in reversed(node.ins) if value in found), "")
@@ -90,7 +95,8 @@ class Regions:
     def part(self, dispatch: str, cut: Cut | None) -> str:
         count, index = (cut.count, cut.index) if cut else (1, 0)
         if dispatch in self.slots:
-            return f"self.{self.slots[dispatch]}.part({self.variable(f'{dispatch}.locate.ends')}, tokens)"
+            ends = self.variable(f"{place_of(self.graph, dispatch).name}.ends")
+            return f"self.{self.slots[dispatch]}.part({ends}, tokens)"
         self.cuts.setdefault(dispatch, set()).add(count)
         return f"{self.sizes(dispatch)}.parts[{count}][{index}]"
 
@@ -105,7 +111,8 @@ class Regions:
 
     def experts(self, dispatch: str) -> int:
         """All experts that a dispatch sends rows to."""
-        attrs = self.graph.node[f"{dispatch}.{'locate' if dispatch in self.slots else 'layout'}"].attrs
+        known = place_of(self.graph, dispatch) if dispatch in self.slots else self.graph.node[f"{dispatch}.layout"]
+        attrs = known.attrs
         assert isinstance(attrs, RowsAttrs)
         return attrs.experts
 

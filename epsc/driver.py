@@ -145,7 +145,7 @@ def _look_at_schedules(
     ep, sms = (cluster.mesh.ep, cluster.device.sms) if cluster else (1, MOST)
     for decl in spec.schedules:
         try:
-            asks = asks_of(decl, made.graph, made.vague)
+            asks = asks_of(decl, made.graph, numbers, made.vague)
         except EpsError as error:
             faults.diagnostics += [d for d in error.diagnostics if d not in faults.diagnostics]
             continue
@@ -156,7 +156,7 @@ def _look_at_schedules(
 def lowered(layer: Layer, decl: ScheduleDecl) -> Graph:
     """The graph that `decl` decides on: transports that it chooses are ops of their own, and so are the activations
     that it speaks of. Who watches is shown all passes of every plan. Raises EpsError for what no lowering can give."""
-    asks, watch = asks_of(decl, layer.said), layer.options.watch
+    asks, watch = asks_of(decl, layer.said, layer.numbers), layer.options.watch
     return lower(layer.said, layer.options.pipeline, watch, asks) if asks or watch else layer.graph
 
 

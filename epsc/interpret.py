@@ -24,6 +24,7 @@ from epsc.ir.attrs import (
     GemmAttrs,
     GroupBy,
     NoAttrs,
+    PlaceAttrs,
     RouteAttrs,
     RowsAttrs,
     Score,
@@ -229,10 +230,21 @@ def _put_rows(_: TransferAttrs, x: Tensor, *_experts: Tensor) -> Tensor:
     return torch.full_like(x, torch.nan)
 
 
-def _locate(_: RowsAttrs, experts: Tensor, within: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+def _locate(_: PlaceAttrs, experts: Tensor, within: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """place int32[k*slots]: where the row of each token copy is; ends int32[experts]."""
     ends = counts.cumsum(0)
     return ((ends - counts)[experts.long()] + within).to(torch.int32), ends.to(torch.int32)
+
+
+def _aim(a: PlaceAttrs, experts: Tensor, within: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """place and ends as `_locate` says; target int32[k*tokens]: where each copy goes, here at this rank itself."""
+    place, ends = _locate(a, experts, within, counts)
+    return place, ends, place
+
+
+def _put_copies(a: TransferAttrs, x: Tensor, _experts: Tensor, target: Tensor) -> Tensor:
+    """Each copy of a token at its target."""
+    return x.repeat_interleave(a.top_k, dim=0)[target.argsort()]
 
 
 def _expand(a: RowsAttrs, x: Tensor, _others: Tensor, place: Tensor, _counts: Tensor) -> Tensor:
@@ -243,6 +255,16 @@ def _expand(a: RowsAttrs, x: Tensor, _others: Tensor, place: Tensor, _counts: Te
 def _put_sums(a: TransferAttrs, rows: Tensor, place: Tensor, weights: Tensor, _counts: Tensor) -> Tensor:
     """Of each slot the rows of its copies, weighted and summed."""
     return _weighted_sum(RowsAttrs(a.experts, a.top_k), rows[place.long()], weights.unflatten(0, (-1, a.top_k)))
+
+
+def _put_back(_: TransferAttrs, rows: Tensor, place: Tensor, _counts: Tensor) -> Tensor:
+    """The row of each copy, in token order."""
+    return rows[place.long()]
+
+
+def _sum_copies(a: RowsAttrs, copies: Tensor, weights: Tensor, addend: Tensor | None = None) -> Tensor:
+    total = _weighted_sum(a, copies, weights)
+    return total if addend is None else total + addend
 
 
 def _sum_ranks(_: RowsAttrs, sums: Tensor, _experts: Tensor, addend: Tensor | None = None) -> Tensor:
@@ -327,8 +349,12 @@ _OPS: dict[str, Callable[..., object]] = {
     "put_rows": _put_rows,
     "copy_rows": _put_rows,
     "locate": _locate,
+    "aim": _aim,
+    "put_copies": _put_copies,
     "expand": _expand,
     "put_sums": _put_sums,
+    "put_back": _put_back,
+    "sum_copies": _sum_copies,
     "sum_ranks": _sum_ranks,
 }
 

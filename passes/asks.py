@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from epsc.ir.errors import Faults, Note, did_you_mean
 from epsc.ir.graph import Graph, Node
 from epsc.ir.source import Span
-from epsc.ir.spec import Before, Beside, Dedup, LocalReduce, On, Reserve, ScheduleDecl, Split, Target, Use
+from epsc.ir.spec import Before, Beside, Dedup, LocalReduce, On, Reserve, Room, ScheduleDecl, Split, Target, Use
+from epsc.passes.numbers import MOST, Numbers
 from epsc.passes.questions import name_of, needed
 
 ONE_SIDED = {"dispatch": ("put", "copy"), "combine": ("put",)}
@@ -20,6 +21,10 @@ class Asks:
 
     transports: dict[str, str] = field(default_factory=dict)
     """Dispatch or combine -> its one-sided transport; those that are not named here are collectives."""
+    copies: frozenset[str] = frozenset()
+    """Those of them that move each copy of a token on its own: `put` without `dedup`, or without `local_reduce`."""
+    rooms: dict[str, float] = field(default_factory=dict)
+    """One-sided dispatch -> how many times the rows of balanced routing there is room for."""
     apart: frozenset[str] = frozenset()
     """Activations that stay ops of their own behind an expert gemm, because the schedule chooses an implementation of
     either (other than the one that has both), or asks one thing of the activation and another of the gemm."""
@@ -34,7 +39,7 @@ class Asks:
 NOTHING = Asks()
 
 
-def asks_of(decl: ScheduleDecl, said: Graph, vague: frozenset[str] = frozenset()) -> Asks:
+def asks_of(decl: ScheduleDecl, said: Graph, numbers: Numbers, vague: frozenset[str] = frozenset()) -> Asks:
     """What `decl` chooses of the dispatches, combines and experts of `said`, the graph as the layer says it.
 
     Raises EpsError for what no transport can do, and for a pair of which only one half is one-sided: where it is not
@@ -42,12 +47,16 @@ def asks_of(decl: ScheduleDecl, said: Graph, vague: frozenset[str] = frozenset()
     names whose ops may not all be there.
     """
     faults = Faults()
-    transports = _transports(decl, said, vague, faults)
+    found = _found(decl, said, vague, faults)
+    transports = found.transports
+    rooms = _rooms(decl, said, transports, numbers, vague, faults)
     faults.raise_if_any()
     homes = _homes(said)
     lost = {name for name in transports if name in homes and not homes[name]}
     chosen = {name: transport.name for name, transport in transports.items() if name not in lost}
-    return Asks(chosen, _apart(decl, said), frozenset(said.node[name].origin for name in lost))
+    copies = frozenset(name for name in chosen if chosen[name] == "put" and name not in found.wants)
+    rooms = {name: room for name, room in rooms.items() if name in chosen}
+    return Asks(chosen, copies, rooms, _apart(decl, said), frozenset(said.node[name].origin for name in lost))
 
 
 def _homes(said: Graph) -> dict[str, list[Node]]:
@@ -67,8 +76,16 @@ class _Transport:
     span: Span | None
 
 
-def _transports(decl: ScheduleDecl, said: Graph, vague: frozenset[str], faults: Faults) -> dict[str, _Transport]:
-    """The one-sided ones, by the dispatch or combine that each is of."""
+@dataclass(frozen=True)
+class _Found:
+    """What a schedule says of how rows travel, by dispatch or combine."""
+
+    transports: dict[str, _Transport]
+    """The one-sided ones."""
+    wants: dict[str, Dedup | LocalReduce]
+
+
+def _found(decl: ScheduleDecl, said: Graph, vague: frozenset[str], faults: Faults) -> _Found:
     moves = [node for node in needed(said) if node.kind in ONE_SIDED]
     collectives: dict[str, _Transport] = {}
     transports: dict[str, _Transport] = {}
@@ -79,15 +96,7 @@ def _transports(decl: ScheduleDecl, said: Graph, vague: frozenset[str], faults: 
                 _choose(directive, moves, transports, collectives, faults)
             case Dedup() | LocalReduce():
                 word, kind = ("dedup", "dispatch") if isinstance(directive, Dedup) else ("local_reduce", "combine")
-                known = {node.origin for node in said.nodes if node.kind == kind}
-                for target in directive.targets:
-                    if target.name not in known | vague:
-                        faults.add(
-                            f"not-a-{kind}",
-                            f"`{target.name}` is no {kind}: there is nothing that `{word}` could do",
-                            target.span,
-                            help=did_you_mean(target.name, known),
-                        )
+                _check_kind(directive.targets, word, kind, said, vague, faults)
                 for node in _named(directive.targets, moves):
                     wants[node.name] = directive
     for node in moves:
@@ -97,7 +106,70 @@ def _transports(decl: ScheduleDecl, said: Graph, vague: frozenset[str], faults: 
     for directive in decl.directives:
         if isinstance(directive, Reserve | Split):
             _check_directive(directive, said, moves, transports, faults)
-    return transports
+    return _Found(transports, wants)
+
+
+def _check_kind(
+    targets: tuple[Target, ...], word: str, kind: str, said: Graph, vague: frozenset[str], faults: Faults
+) -> None:
+    """What a directive speaks of is a dispatch, or a combine."""
+    known = {node.origin for node in said.nodes if node.kind == kind}
+    for target in targets:
+        if target.name not in known | vague:
+            faults.add(
+                f"not-a-{kind}",
+                f"`{target.name}` is no {kind}: there is nothing that `{word}` could do",
+                target.span,
+                help=did_you_mean(target.name, known),
+            )
+
+
+def _rooms(
+    decl: ScheduleDecl,
+    said: Graph,
+    transports: dict[str, _Transport],
+    numbers: Numbers,
+    vague: frozenset[str],
+    faults: Faults,
+) -> dict[str, float]:
+    """What `room` asks for, by dispatch."""
+    found: dict[str, float] = {}
+    spans: dict[str, Span | None] = {}
+    for room in decl.directives:
+        if not isinstance(room, Room):
+            continue
+        _check_kind(room.targets, "room", "dispatch", said, vague, faults)
+        told = len(numbers.faults.diagnostics)
+        factor = numbers.of(room.factor)
+        faults.diagnostics += numbers.faults.diagnostics[told:]
+        del numbers.faults.diagnostics[told:]
+        if factor is not None and not 1 <= factor <= MOST:
+            faults.add(
+                "bad-number",
+                f"room for {factor} times the rows of balanced routing: that must be at least 1, or balanced routing"
+                " overflows it",
+                room.span,
+                help="leave out the `room`: without it there is room for every copy of every token",
+            )
+        for node in _named(room.targets, [node for node in needed(said) if node.kind == "dispatch"]):
+            if node.name in spans:
+                faults.add(
+                    "room-twice",
+                    f"the room for `{node.origin}` is said twice",
+                    room.span,
+                    notes=[Note("first here", spans[node.name])],
+                )
+            elif node.name not in transports:
+                faults.add(
+                    "collective",
+                    f"`room` for `{node.origin}` has nothing to bound: an all2all takes memory for the rows that come",
+                    room.span,
+                    help=f"add `use put for {node.origin}`, or leave out the `room`",
+                )
+            spans.setdefault(node.name, room.span)
+            if factor is not None:
+                found[node.name] = float(factor)
+    return found
 
 
 def _choose(
@@ -140,7 +212,7 @@ def _choose(
 
 
 def _check_rows(node: Node, transport: _Transport | None, wanted: Dedup | LocalReduce | None, faults: Faults) -> None:
-    """What a transfer does to rows is said, because a reader must know of it."""
+    """An all2all sends each copy of a token, and brings each home."""
     word = "dedup" if node.kind == "dispatch" else "local_reduce"
     if wanted and transport is None:
         faults.add(
@@ -148,14 +220,6 @@ def _check_rows(node: Node, transport: _Transport | None, wanted: Dedup | LocalR
             f"`{word} {node.origin}` needs a transport that stores into the memory of other ranks: an all2all does not",
             wanted.span,
             help=f"add `use put for {node.origin}`",
-        )
-    if transport and transport.name == "put" and wanted is None:
-        what = "a token once to each rank" if node.kind == "dispatch" else "one sum for each token and rank"
-        faults.add(
-            "one-row-per-token",
-            f"`put` sends {what}, where an all2all sends each copy of a token: `{word} {node.origin}` must say so",
-            transport.span,
-            help=f"add `{word} {node.origin}`",
         )
 
 

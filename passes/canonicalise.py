@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from epsc.ir.attrs import Attrs, Direction, RowsAttrs, TransferAttrs
+from epsc.ir.attrs import Attrs, Direction, PlaceAttrs, RowsAttrs, TransferAttrs
 from epsc.ir.dims import RANKS, SLOTS, TOKENS, Dim, DType, Tensor, rows
 from epsc.ir.graph import Graph, Node
 from epsc.passes.asks import NOTHING, Asks
@@ -30,12 +30,16 @@ class Canonicalise:
                                     sent.copy     = copy_rows(x)
                                     sent.locate   = locate(sent.tell)        where each copy of a token belongs here
                                     sent          = expand(x, sent.put)      rows by expert
+        and each copy apart  -->    sent.aim      = aim(sent.tell)           and at which row of its owner
+                                    sent          = put_copies(x, target)    rows where products read them
         back = combine(h, r)   -->  back.ungroup  = ungroup(h, index)        rows by source rank again
                                     back.all2all  = all2all(back.ungroup)
                                     back.unpermute = unpermute(back.all2all) copies in token order
                                     back          = weighted_sum(copies, r.weights)
         one-sided            -->    back.put      = put_sums(h, weights)     a sum per token and rank goes home
                                     back          = sum_ranks(back.put)
+        and each copy apart  -->    back.put      = put_back(h, place)       a row for each copy goes home
+                                    back          = sum_copies(back.put, r.weights)
     """
 
     name: ClassVar[str] = "canonicalise"
@@ -44,16 +48,17 @@ class Canonicalise:
         types = dict(graph.types)
         nodes: list[Node] = []
         ends: dict[str, str] = {}
+        places: dict[str, str] = {}
+        """One-sided dispatch -> the op that knows where its rows lie."""
         said = needed(graph)
         for node in said:
             if node.name in asks.transports:
                 if node.kind == "dispatch":
-                    nodes += _one_sided_dispatch(
-                        node, types, asks.transports[node.name], _weights_of(said, types, node)
-                    )
-                    ends[node.name] = f"{node.name}.locate.ends"
+                    nodes += _one_sided_dispatch(node, types, asks, _weights_of(said, types, node))
+                    places[node.name] = nodes[-2].name
+                    ends[node.name] = f"{places[node.name]}.ends"
                 else:
-                    nodes += _one_sided_combine(node, types)
+                    nodes += _one_sided_combine(node, types, places, node.name in asks.copies)
             elif node.kind == "dispatch":
                 nodes += _dispatch(node, types)
                 ends[node.name] = f"{node.name}.arrange.ends"
@@ -136,11 +141,12 @@ def _weights_of(nodes: list[Node], types: dict[str, Tensor], dispatch: Node) -> 
     return home.ins[2]
 
 
-def _one_sided_dispatch(node: Node, types: dict[str, Tensor], transport: str, weights: str) -> list[Node]:
+def _one_sided_dispatch(node: Node, types: dict[str, Tensor], asks: Asks, weights: str) -> list[Node]:
     assert isinstance(node.attrs, RowsAttrs)
     d, attrs = node.name, node.attrs
     x, experts = node.ins
     transfer = TransferAttrs(Direction.DISPATCH, attrs.experts, attrs.top_k)
+    room = PlaceAttrs(attrs.experts, attrs.top_k, asks.rooms.get(d, 0.0))
     row_type = types[d]
     counts = Tensor(DType.INT32, (Dim(attrs.experts),))
     copies = Tensor(DType.INT32, (TOKENS.times(attrs.top_k),))
@@ -158,37 +164,46 @@ def _one_sided_dispatch(node: Node, types: dict[str, Tensor], transport: str, we
         ".within": of_all,
         ".counts": Tensor(DType.INT32, (RANKS.times(attrs.experts),)),
     }
-    if transport == "put":
+    all_told = (f"{d}.tell.experts", f"{d}.tell.within", f"{d}.tell.counts")
+    found = {".place": of_all, ".ends": counts}
+    first = [
+        op(".count", "count", (experts,), {".within": copies, ".counts": counts}),
+        op(".tell", "tell", (experts, weights, f"{d}.count.within", f"{d}.count.counts"), told, transfer),
+    ]
+    if d in asks.copies:
+        return [
+            *first,
+            op(".aim", "aim", all_told, {**found, ".target": copies}, room),
+            op("", "put_copies", (x, experts, f"{d}.aim.target"), {"": row_type}, transfer),
+        ]
+    if asks.transports[d] == "put":
         move = op(".put", "put_rows", (x, experts), {"": slots}, transfer)
     else:
         move = op(".copy", "copy_rows", (x,), {"": slots}, transfer)
     return [
-        op(".count", "count", (experts,), {".within": copies, ".counts": counts}),
-        op(".tell", "tell", (experts, weights, f"{d}.count.within", f"{d}.count.counts"), told, transfer),
+        *first,
         move,
-        op(
-            ".locate",
-            "locate",
-            (f"{d}.tell.experts", f"{d}.tell.within", f"{d}.tell.counts"),
-            {".place": of_all, ".ends": counts},
-        ),
+        op(".locate", "locate", all_told, found, room),
         op("", "expand", (x, move.name, f"{d}.locate.place", f"{d}.tell.counts"), {"": row_type}),
     ]
 
 
-def _one_sided_combine(node: Node, types: dict[str, Tensor]) -> list[Node]:
+def _one_sided_combine(node: Node, types: dict[str, Tensor], places: dict[str, str], apart: bool) -> list[Node]:
+    """`apart`: each copy comes home as it is, and is weighed and summed there."""
     assert isinstance(node.attrs, RowsAttrs)
     c, attrs = node.name, node.attrs
-    h, experts, _weights = node.ins
+    h, experts, weights = node.ins
     d = types[h].shape[0].symbol[len("rows(") : -1]
-    types[f"{c}.put"] = Tensor(types[h].dtype, (SLOTS, types[h].shape[1]))
-    transfer = TransferAttrs(Direction.COMBINE, attrs.experts, attrs.top_k)
+    place, told = f"{places[d]}.place", f"{d}.tell"
+    rows = TOKENS.times(attrs.top_k) if apart else SLOTS
+    types[f"{c}.put"] = Tensor(types[h].dtype, (rows, types[h].shape[1]))
     put = replace(
         node,
         name=f"{c}.put",
-        kind="put_sums",
-        ins=(h, f"{d}.locate.place", f"{d}.tell.weights", f"{d}.tell.counts"),
+        kind="put_back" if apart else "put_sums",
+        ins=(h, place, f"{told}.counts") if apart else (h, place, f"{told}.weights", f"{told}.counts"),
         outs=(f"{c}.put",),
-        attrs=transfer,
+        attrs=TransferAttrs(Direction.COMBINE, attrs.experts, attrs.top_k),
     )
-    return [put, replace(node, kind="sum_ranks", ins=(put.name, experts), outs=(c,), attrs=attrs)]
+    kind, reads = ("sum_copies", weights) if apart else ("sum_ranks", experts)
+    return [put, replace(node, kind=kind, ins=(put.name, reads), outs=(c,), attrs=attrs)]

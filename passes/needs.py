@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from epsc.ir.attrs import ExpertGemmAttrs
+from epsc.ir.attrs import ExpertGemmAttrs, PlaceAttrs
 from epsc.ir.errors import Faults
 from epsc.ir.graph import Graph, Node
 from epsc.ir.impls import Choice, Impl, Metric, impls_of
@@ -40,7 +40,7 @@ def _one_sided(graph: Graph, node: Node) -> bool:
     """Whether an op multiplies rows that come by one-sided transfers."""
     if not isinstance(node.attrs, ExpertGemmAttrs):
         return False
-    return graph.maker[node.ins[1]].kind == "locate"
+    return isinstance(graph.maker[node.ins[1]].attrs, PlaceAttrs)
 
 
 def first_that_can(graph: Graph, node: Node, backend: str, device: Device | None) -> str:

@@ -11,7 +11,7 @@ LOWERED_AXES = (Axis.EXPERT_GROUP, Axis.TOKENS)
 """Axes that the passes can cut along today; the others are in the language and the types only."""
 
 
-SUMS = {"unpermute_sum": 3, "sum_ranks": 2}
+SUMS = {"unpermute_sum": 3, "sum_copies": 2, "sum_ranks": 2}
 """Sums that can start from rows of tokens, and how many inputs they have besides."""
 
 

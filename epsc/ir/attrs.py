@@ -67,6 +67,14 @@ class RowsAttrs:
     top_k: int
 
 
+@dataclass(frozen=True)
+class PlaceAttrs(RowsAttrs):
+    """Where rows that travel one-sided lie at the experts, and how many there is room for."""
+
+    room: float = 0.0
+    """How many times the rows of balanced routing; 0: room for every copy of every token."""
+
+
 class Direction(StrEnum):
     DISPATCH = "dispatch"
     COMBINE = "combine"

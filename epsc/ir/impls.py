@@ -182,6 +182,7 @@ IMPLS: tuple[Impl, ...] = (
     ),
     _one_sided("put", "tell", "a kernel stores what every rank must know into its memory", Bound.LATENCY),
     _one_sided("put", "put_rows", "a kernel stores each row once into the memory of every rank that has use for it"),
+    _one_sided("put", "put_copies", "a kernel stores each copy of a row where the product of its expert reads it"),
     Impl(
         "copy",
         "copy_rows",
@@ -192,6 +193,7 @@ IMPLS: tuple[Impl, ...] = (
         "copy_rows",
     ),
     _one_sided("put", "put_sums", "a kernel weighs and sums a token's rows here and stores the sum at home"),
+    _one_sided("put", "put_back", "a kernel stores each row at home, as it is"),
     Impl(
         "pinned",
         "sizes",
@@ -223,8 +225,12 @@ IMPLS: tuple[Impl, ...] = (
     _torch("count", "one-hot prefix sums", Bound.HBM, 0.1, launches=6, device="cpu"),
     _triton("locate", "one kernel"),
     _torch("locate", "prefix sums and a gather", Bound.HBM, 0.1, launches=8, device="cpu"),
+    _triton("aim", "two kernels"),
+    _torch("aim", "prefix sums and two gathers", Bound.HBM, 0.1, launches=10, device="cpu"),
     _triton("expand", "one kernel that reads a token once for all of its copies"),
     _torch("expand", "index_select and index_copy_", launches=2, device="cpu"),
+    _triton("sum_copies", "one kernel that weighs and sums in fp32"),
+    _torch("sum_copies", "a weighted sum", launches=3, device="cpu"),
     _triton("sum_ranks", "one kernel that sums in fp32 what ranks sent"),
     _torch("sum_ranks", "a masked sum", launches=3, device="cpu"),
     _torch("call", "the module that the user gave", Bound.FLOPS, 0.6),

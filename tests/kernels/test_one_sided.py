@@ -29,6 +29,9 @@ class Memory:
 
     def __init__(self, rank: int, blocks: list[dict[str, torch.Tensor]], device: Any) -> None:
         self.rank, self.blocks, self.device = rank, blocks, device
+        self.slots: list[Any] = []
+        self.forward = torch.ones(1, dtype=torch.int32)
+        self.fault = torch.zeros(2 + len(blocks), dtype=torch.int32)
         self.pointers = {
             name: torch.tensor([block[name].data_ptr() for block in blocks], dtype=torch.int64) for name in blocks[0]
         }
@@ -134,13 +137,13 @@ def test_signals(program: ModuleType) -> None:
     """A wait ends at the number of its forward or a later one, and tells which rank it waited for in vain."""
     blocks = [torch.zeros(3, 2, dtype=torch.int32) for _ in range(2)]
     at = torch.tensor([block.data_ptr() for block in blocks])
-    forward, fault = torch.tensor([5], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    forward, fault = torch.tensor([5], dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
     step = 1
     program.signal_kernel[(1,)](at, forward, step * 2 + 1, RANKS=2)
     assert [block.tolist() for block in blocks] == [[[0, 0], [0, 5], [0, 0]]] * 2
     program.wait_kernel[(1,)](blocks[0][step], forward, fault, step * 2, 3, RANKS=2)
-    assert int(fault) - 1 == step * 2 + 0  # rank 0 has not signalled
+    assert int(fault[0]) - 1 == step * 2 + 0  # rank 0 has not signalled
     fault.zero_()
     blocks[0][step, 0] = 6  # it is ahead
     program.wait_kernel[(1,)](blocks[0][step], forward, fault, step * 2, 3, RANKS=2)
-    assert int(fault) == 0
+    assert int(fault[0]) == 0

@@ -1,0 +1,51 @@
+"""One-sided transfers in every form that rows can take: as the interpreter, and a clear end where there is no room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+
+from epsc import driver
+from epsc.ir.source import Source
+from tests.programs.ranks import Job, Ranks
+
+LIMIT = 1e-5
+LAYER = """
+layer moe(x: fp32[tokens, 24]) {{
+  r    = route(x, experts=8, top_k=3, score=softmax)
+  sent = dispatch(x, r)
+  h    = swiglu(gemm(sent, gate_up, 32))
+  back = combine(gemm(h, down, 24), r)
+  return {result}
+}}
+cluster c {{ ep = {ep} }}
+tokens 0 .. 12
+schedule s {{ {directives} }}
+"""
+DISPATCHES = {"put": "use put for sent", "put_dedup": "use put for sent dedup sent", "copy": "use copy for sent"}
+COMBINES = {"put": "use put for back", "put_local_reduce": "use put for back local_reduce back"}
+
+
+def layer_of(ep: int, directives: str, result: str = "back") -> driver.Layer:
+    return driver.understand(Source("moe.eps", LAYER.format(ep=ep, directives=directives, result=result)))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("ep", [2, 4])
+@pytest.mark.parametrize("there, home", list(product(DISPATCHES, COMBINES)))
+def test_every_form_equals_the_interpreter(
+    there: str, home: str, ep: int, ranks_of: Callable[[int], Ranks], prepare: Callable[..., Job]
+) -> None:
+    directives = f"{DISPATCHES[there]} {COMBINES[home]}"
+    for seed, (result, more, tokens, routing) in enumerate(
+        (
+            ("back", "", (12,) * ep, "random"),
+            ("back", "room 4 for sent reserve 16 sms for back", tuple(range(5, 5 + ep)), "one"),
+            ("back + mlp(x, swiglu, 16)", "room 1.5 for sent run back on links", (0, 3) * (ep // 2), "skewed"),
+        )
+    ):
+        job = prepare(layer_of(ep, f"{directives} {more}", result), "s", tokens, routing=routing, seed=seed)
+        worst = max(found.error for found in ranks_of(ep).run(job))
+        assert worst < LIMIT, f"{result}, {more or 'room for all'}, tokens {tokens}: {worst:.2e}"
