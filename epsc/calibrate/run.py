@@ -6,6 +6,7 @@ Everything that is found goes to the journal at once, by name, and what stands t
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from epsc.bench.ranks import Ranks
 from epsc.calibrate.machine import RATES, rates_of
@@ -51,8 +53,15 @@ def main() -> None:
             with torch.no_grad():
                 found = Program(ranks, given.folder / probes[name]["file"]).measure(probes[name])
         journal.add(f"{sort}: {name}", found)
+        # A program's weights are gone before the next one's come.
+        gc.collect()
+        if ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
     else:
         journal.say(f"all {len(jobs)} are measured")
+    ranks.settle()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _progress(done: int, of: int, seconds: float, measured: int, name: str) -> str:
