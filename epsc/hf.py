@@ -30,7 +30,7 @@ from epsc.api.tracing import Traced, fingerprint, trace
 from epsc.grammar.trace.seam import EXPERTS, add_site
 
 NAME = "epsc"
-_SITE = "_epsc_site"
+SITE = "_epsc_site"
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ def has_experts(config: Any) -> bool:
 
 def experts_forward(self: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     """What transformers calls for every experts module."""
-    if getattr(self, _SITE, None) is None:
+    if getattr(self, SITE, None) is None:
         prepare(self, hidden, ids)
-    made: Tensor = EXPERTS(hidden, ids, weights, getattr(self, _SITE))
+    made: Tensor = EXPERTS(hidden, ids, weights, getattr(self, SITE))
     return made
 
 
@@ -116,7 +116,7 @@ def prepare(experts: nn.Module, hidden: Tensor, ids: Tensor) -> None:
         parameter = layer.get_parameter(found.table[weight.name])
         if parameter.data_ptr() != traced.module.get_parameter(name).data_ptr():
             experts.register_parameter(name.removeprefix("experts."), parameter)
-    object.__setattr__(experts, _SITE, add_site(layer))
+    object.__setattr__(experts, SITE, add_site(layer))
 
 
 def _traced(experts: nn.Module, hidden: int, top_k: int) -> Traced:

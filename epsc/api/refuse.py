@@ -59,6 +59,7 @@ def check_inputs(module: nn.Module, example: Sequence[Any] | Tensor | None) -> I
     if example is not None:
         given = (example,) if isinstance(example, Tensor) else tuple(example)
         if inputs := inputs_of(given):
+            _try(module, given)
             return inputs
         raise refusal("bad-example", "no example input is a tensor [.., tokens, hidden] of floating point", module)
     tried = []
@@ -80,6 +81,18 @@ def check_inputs(module: nn.Module, example: Sequence[Any] | Tensor | None) -> I
         module,
         "give `example_inputs`, as the module is called",
     )
+
+
+def _try(module: nn.Module, given: tuple[Any, ...]) -> None:
+    """Call the module as the user does. Raises EpsError when its own code cannot."""
+    if any(p.is_meta for p in module.parameters()):
+        return
+    try:
+        with torch.no_grad():
+            module(*given)
+    except Exception as error:
+        what = f"{type(module).__name__} cannot be called with the example inputs: {type(error).__name__}: {error}"
+        raise refusal("bad-example", what, module, "give all arguments that it needs, as it is called") from None
 
 
 def _widths(module: nn.Module) -> list[int]:

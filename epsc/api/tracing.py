@@ -16,8 +16,8 @@ from epsc.api.refuse import DTYPES, check_inputs, check_module, refusal
 from epsc.api.retell import retold
 from epsc.api.verify import Case, Mismatch, cases, verify
 from epsc.grammar import format_spec
-from epsc.grammar.trace.capture import Captured
-from epsc.grammar.trace.lift import LAYER, Lifted, cut, lift, without_router
+from epsc.grammar.trace.capture import Captured, attribute
+from epsc.grammar.trace.lift import LAYER, Lifted, copied, cut, lift, without_router
 from epsc.grammar.trace.paths import capture
 from epsc.grammar.trace.probe import Inputs, twin_of
 from epsc.grammar.trace.weights import Weight
@@ -43,6 +43,8 @@ class Traced:
     dtype: torch.dtype
     path: str
     """How it was captured."""
+    frame: GraphModule = field(repr=False)
+    """What runs around the layer, of a twin in the module's dtype."""
     before: tuple[tuple[str, str], ...] = field(repr=False)
     """The state of the module when it was traced: names and shapes of its tensors, and its code."""
 
@@ -78,10 +80,13 @@ class Traced:
             raise retold(error, text, self.spec) from None
 
     def wrapper(self) -> GraphModule:
-        """What runs around the layer: the module's own graph, with a submodule `layer` in it."""
+        """What runs around the layer, with the module's own tensors and parts, and a submodule `layer` in it."""
         self.check_unchanged()
-        with capture(self.module, self.inputs, self.dtype, self.lifted.pick) as captured:
-            return cut(captured, self.lifted)
+        own = dict([*self.module.named_parameters(), *self.module.named_buffers(), *self.module.named_modules()])
+        targets = [str(node.target) for node in self.frame.graph.nodes if node.op in ("get_attr", "call_module")]
+        # What the module has no name for are constants of its code.
+        parts = {name: own[name] if name in own else attribute(self.frame, name) for name in targets}
+        return GraphModule(parts, copied(self.frame.graph))
 
     def check_unchanged(self) -> None:
         """Raises EpsError when the module is no longer what was traced."""
@@ -125,12 +130,14 @@ def trace(module: nn.Module, example_inputs: Sequence[Any] | Tensor | None = Non
     with capture(twin, inputs, torch.float32) as captured:
         lifted, path = lift(twin, captured, inputs), captured.how
         lifted, fault = _accepted(twin, captured, lifted, known, torch.float32, said)
+        own = captured
     for kind in dict.fromkeys((torch.bfloat16, dtype)):
         if not fault and kind is not torch.float32:
             other = twin_of(module, kind, inputs.rows.device)
             known = cases(other, inputs, kind)
             with capture(other, inputs, kind, lifted.pick) as captured:
                 lifted, fault = _accepted(other, captured, lifted, known, kind, said)
+                own = captured if kind is dtype else own
     if fault:
         raise EpsError(
             Diagnostic(
@@ -141,7 +148,7 @@ def trace(module: nn.Module, example_inputs: Sequence[Any] | Tensor | None = Non
             )
         )
     spec = _spec(lifted, dtype, said, path)
-    return Traced(module, inputs, spec, lifted.weights, lifted, dtype, path, fingerprint(module))
+    return Traced(module, inputs, spec, lifted.weights, lifted, dtype, path, cut(own, lifted), fingerprint(module))
 
 
 def _accepted(

@@ -184,7 +184,7 @@ def read_by(graph: GraphModule, nodes: set[Node]) -> dict[str, Tensor]:
         if node not in nodes:
             continue
         if node.op == "get_attr":
-            value = _attribute(graph, str(node.target))
+            value = attribute(graph, str(node.target))
             if isinstance(value, Tensor):
                 found[str(node.target)] = value
         elif node.op == "call_module":
@@ -194,7 +194,8 @@ def read_by(graph: GraphModule, nodes: set[Node]) -> dict[str, Tensor]:
     return found
 
 
-def _attribute(graph: GraphModule, name: str) -> Any:
+def attribute(graph: GraphModule, name: str) -> Any:
+    """What a module has by a name with dots."""
     value: Any = graph
     for part in name.split("."):
         value = getattr(value, part)

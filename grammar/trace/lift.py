@@ -108,9 +108,7 @@ def cut(captured: Captured, lifted: Lifted) -> GraphModule:
     The captured graph stays as it is; parameters are shared with it.
     """
     copies: dict[Any, Any] = {"of": captured.graph}  # a deepcopy takes no empty memo
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch says here of torch's own code
-        made: Graph = copy.deepcopy(captured.graph.graph, copies)
+    made = copied(captured.graph.graph, copies)
     node = copies[captured.node]
     x, ids, weights = _arguments(node)
     added = list(tail(node))[: len(lifted.shared)]
@@ -127,6 +125,14 @@ def cut(captured: Captured, lifted: Lifted) -> GraphModule:
     module.graph.eliminate_dead_code()
     module.recompile()
     return GraphModule(module, module.graph)  # without the parameters that nothing reads any more
+
+
+def copied(graph: Graph, copies: dict[Any, Any] | None = None) -> Graph:
+    """A copy of a graph, and of how it is called; `copies` are filled with its nodes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch says here of torch's own code
+        made: Graph = copy.deepcopy(graph, copies)
+    return made
 
 
 def tail(node: Node) -> Iterator[tuple[Node, Node]]:

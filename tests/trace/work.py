@@ -69,3 +69,69 @@ def error(_rank: int, what: str) -> tuple[str, str]:
     except EpsError as error:
         return error.diagnostics[0].code, error.diagnostics[0].message
     return "", ""
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_experts_per_tok": 2,
+    "pad_token_id": 0,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4},
+    "qwen2_moe": {"num_experts": 4, "shared_expert_intermediate_size": 40},
+    "qwen3_moe": {"num_experts": 4, "norm_topk_prob": True},
+    "olmoe": {"num_experts": 4, "num_key_value_heads": 4},
+    "deepseek_v3": {
+        "n_routed_experts": 4,
+        "n_group": 2,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+    },
+    "gpt_oss": {"num_local_experts": 4},
+}
+
+
+def model_of(name: str, implementation: str) -> Any:
+    """A tiny model of a family, the same on every rank."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(name, **(SMALL | MODELS[name]))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, experts_implementation=implementation).eval().float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    return model
+
+
+def generate(rank: int, name: str) -> tuple[list[list[int]], list[list[int]], bool]:
+    """Tokens by eager, and by epsc on all ranks, each with prompts of its own; whether experts are shared."""
+    import warnings
+
+    import epsc.hf
+
+    warnings.simplefilter("ignore")
+    epsc.hf.enable(dist.group.WORLD)
+    model = model_of(name, "eager")
+    torch.manual_seed(10 + rank)
+    ids = torch.randint(1, 64, (2, 5))
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    eager = model.generate(ids, **options).tolist()
+    model.set_experts_implementation("epsc")
+    compiled = model.generate(ids, **options).tolist()
+    experts = [m for m in model.modules() if hasattr(m, epsc.hf.SITE)]
+    local = {p.shape[0] for m in experts for p in m.parameters() if p.ndim == 3}
+    return eager, compiled, local == {2}
