@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -49,3 +50,20 @@ def test_every_form_equals_the_interpreter(
         job = prepare(layer_of(ep, f"{directives} {more}", result), "s", tokens, routing=routing, seed=seed)
         worst = max(found.error for found in ranks_of(ep).run(job))
         assert worst < LIMIT, f"{result}, {more or 'room for all'}, tokens {tokens}: {worst:.2e}"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("there", DISPATCHES)
+def test_rows_that_overflow_their_room(
+    there: str, ranks_of: Callable[[int], Ranks], prepare: Callable[..., Job]
+) -> None:
+    """All tokens want the same three experts, of rank 0: every rank says so, and the layer goes on after it."""
+    directives = f"{DISPATCHES[there]} {COMBINES['put']}"
+    crowded, fits = (
+        prepare(layer_of(2, f"{directives} room {room} for sent"), "s", (12, 12), routing="one") for room in (1.5, 2)
+    )
+    with pytest.raises(AssertionError) as error:
+        ranks_of(2).run(crowded)
+    assert str(error.value).count("Overflow: moe: sent overflows: rank 0 gets 72 rows, and there is room for 54") == 2
+    for job in (replace(crowded, tokens=(9, 9)), fits):
+        assert max(found.error for found in ranks_of(2).run(job)) < LIMIT
