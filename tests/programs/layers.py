@@ -83,9 +83,10 @@ def collectives(draw: st.DrawFn, i: int, local: int) -> list[str]:
 @st.composite
 def one_sided(draw: st.DrawFn, i: int, transport: str) -> list[str]:
     """How branch `i`, whose rows ranks store into each other's memory, is placed and computed."""
-    found = [f"use {transport} for sent{i}", f"use put for back{i}", f"local_reduce back{i}"]
-    if transport == "put" or draw(st.booleans()):
-        found.append(f"dedup sent{i}")
+    found = [f"use {transport} for sent{i}", f"use put for back{i}"]
+    found += [said for said in (f"dedup sent{i}", f"local_reduce back{i}") if draw(st.booleans())]
+    if draw(st.booleans()):
+        found.append(f"room 4 for sent{i}")  # as many as can come: to 2 or 4 ranks, of 20 tokens each
     both = f"sent{i}, back{i}"
     reserved = draw(st.sampled_from(("", f"back{i}", *((f"sent{i}", both) if transport == "put" else ()))))
     if reserved:

@@ -131,9 +131,10 @@ class _Branch:
 
     def _one_sided(self) -> list[str]:
         s, random, put = self.suffix, self.random, self.one_sided == "put"
-        found = [f"use {self.one_sided} for sent{s}", f"use put for back{s}", f"local_reduce back{s}"]
-        if put or random.random() < 0.5:
-            found.append(f"dedup sent{s}")
+        found = [f"use {self.one_sided} for sent{s}", f"use put for back{s}"]
+        found += [d for d in (f"dedup sent{s}", f"local_reduce back{s}") if random.random() < 0.5]
+        if random.random() < 0.2:
+            found.append(f"room {random.choice((1, 1.5, 4))} for sent{s}")
         if random.random() < 0.4:
             names = random.choice((self.moved, self.moved[:1], self.moved[1:])) if put else self.moved[1:]
             found.append(f"reserve {random.choice((8, 16, 60))} sms for {', '.join(names)}")
