@@ -105,12 +105,14 @@ def candidates(
                     # Copy engines take none.
                     moved = names.moved if transport != "copy" else _homes(names)
                     directives.append(Reserve(Number(sms), _targets(moved)))
-                if names.shared and (axis or sms or not travels):
+                # Rows put on as many SMs as they like keep products from running beside them.
+                beside = bool(names.shared) and (transport != "put" or sms > 0)
+                if beside:
                     directives.append(Beside(_targets(names.shared), _targets(names.dispatches[:1])))
-                if not (axis or names.shared or travels):
+                if not (axis or beside or travels):
                     continue  # nothing to hide behind: that is serial
                 words = [transport] if travels else []
-                words += [f"{axis}_{count}" if axis else "beside" if names.shared else "whole", f"sms_{sms}"]
+                words += [f"{axis}_{count}" if axis else "beside" if beside else "whole", f"sms_{sms}"]
                 found.append(ScheduleDecl("_".join(words), tuple(directives)))
     return found
 
