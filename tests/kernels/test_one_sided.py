@@ -110,24 +110,27 @@ def run(program: ModuleType, tokens: list[int], choose: str, copy: bool, kernels
 
 
 @pytest.mark.parametrize(
-    "program, tokens",
+    "program, tokens, choose, way",
     [
-        ((96, 8, 2, 2, 16), [9, 16]),
-        ((300, 12, 5, 3, 8), [8, 0, 1]),
-        ((32, 6, 6, 2, 5), [0, 5]),
-        ((32, 4, 1, 1, 7), [3]),
+        ((96, 8, 2, 2, 16), [9, 16], "any", "put"),
+        ((96, 8, 2, 2, 16), [9, 16], "first rank", "put"),  # nothing for the other one
+        ((96, 8, 2, 2, 16), [9, 16], "one", "copy"),
+        (
+            (300, 12, 5, 3, 8),
+            [8, 0, 1],
+            "any",
+            "put",
+        ),  # more columns than a program moves at once; a rank without tokens
+        ((300, 12, 5, 3, 8), [8, 0, 1], "one", "copy"),
+        ((32, 6, 6, 2, 5), [0, 5], "any", "put"),  # every expert
+        ((32, 4, 1, 1, 7), [3], "any", "put"),  # one rank
     ],
     indirect=["program"],
-    ids=lambda value: "-".join(map(str, value)),
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)),
 )
-@pytest.mark.parametrize("choose", ["any", "one", "first rank"])
-@pytest.mark.parametrize("copy", [False, True], ids=["put", "copy"])
-def test_kernels_and_torch(program: ModuleType, tokens: list[int], choose: str, copy: bool) -> None:
-    experts, top_k, ep = program.sizes[1:4]
-    if choose == "first rank" and top_k > experts // ep:
-        choose = "any"
-    by_torch = run(program, tokens, choose, copy, kernels=False)
-    by_kernels = run(program, tokens, choose, copy, kernels=True)
+def test_kernels_and_torch(program: ModuleType, tokens: list[int], choose: str, way: str) -> None:
+    by_torch = run(program, tokens, choose, way == "copy", kernels=False)
+    by_kernels = run(program, tokens, choose, way == "copy", kernels=True)
     for a, b in zip(by_torch, by_kernels, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
@@ -136,14 +139,30 @@ def test_kernels_and_torch(program: ModuleType, tokens: list[int], choose: str, 
 def test_signals(program: ModuleType) -> None:
     """A wait ends at the number of its forward or a later one, and tells which rank it waited for in vain."""
     blocks = [torch.zeros(3, 2, dtype=torch.int32) for _ in range(2)]
+    given_up = torch.zeros(2, dtype=torch.int32)
     at = torch.tensor([block.data_ptr() for block in blocks])
     forward, fault = torch.tensor([5], dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
     step = 1
     program.signal_kernel[(1,)](at, forward, step * 2 + 1, RANKS=2)
     assert [block.tolist() for block in blocks] == [[[0, 0], [0, 5], [0, 0]]] * 2
-    program.wait_kernel[(1,)](blocks[0][step], forward, fault, step * 2, 3, RANKS=2)
+    program.wait_kernel[(1,)](blocks[0][step], given_up, forward, fault, step * 2, 3, RANKS=2)
     assert int(fault[0]) - 1 == step * 2 + 0  # rank 0 has not signalled
     fault.zero_()
     blocks[0][step, 0] = 6  # it is ahead
-    program.wait_kernel[(1,)](blocks[0][step], forward, fault, step * 2, 3, RANKS=2)
+    program.wait_kernel[(1,)](blocks[0][step], given_up, forward, fault, step * 2, 3, RANKS=2)
+    assert int(fault[0]) == 0
+    # A rank gave this forward up: no looking on, however long others may be waited for, and whatever it signals since.
+    for signalled in (0, 5, 6):
+        fault.zero_()
+        given_up[0], blocks[0][step, 0] = 5, signalled
+        program.wait_kernel[(1,)](blocks[0][step], given_up, forward, fault, step * 2, 10**9, RANKS=2)
+        assert int(fault[0]) == -(1 + step * 2 + 0)
+    # Nor once a wait was in vain; and what is told is the first.
+    given_up[0], blocks[0][step] = 0, torch.tensor([5, 4])
+    program.wait_kernel[(1,)](blocks[0][step], given_up, forward, fault, step * 2, 10**9, RANKS=2)
+    assert int(fault[0]) == -(1 + step * 2 + 0)
+    # A forward before this one, that all gave up, is over.
+    fault.zero_()
+    given_up[:], blocks[0][step] = 4, torch.tensor([5, 5])
+    program.wait_kernel[(1,)](blocks[0][step], given_up, forward, fault, step * 2, 3, RANKS=2)
     assert int(fault[0]) == 0
