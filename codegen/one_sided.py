@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from textwrap import wrap
 
 from epsc.codegen.lines import Arg, Listing, call
 from epsc.codegen.memory import base_dtype, dtype_text
@@ -129,8 +130,9 @@ def memory_line(schedule: Schedule, most: int) -> list[str]:
             room = (
                 f"{pair.room:g} times those of balanced routing: a forward pass to which more come fails on every rank"
             )
-        lines.append(
+        text = (
             f"{pair.dispatch}: {pair.symmetric_bytes(schedule.ep, most) / 1e9:.2f} GB of symmetric memory, for {most}"
             f" tokens of each rank; room for {rows} rows at the experts, {room}"
         )
+        lines += wrap(text, 106, subsequent_indent="    ")
     return lines
