@@ -63,6 +63,11 @@ schedule copy {
   local_reduce back
   run mlp beside sent, back
 }
+schedule put_copies {
+  use put for sent, back
+  room 1.5 for sent
+  reserve 16 sms for sent, back
+}
 schedule kernels_by_load {
   split sent, gate_up, h, down, back by tokens into 2
   use triton for r, sent when tokens < 20 else torch
@@ -152,7 +157,7 @@ ALL = [
         ("tiny", name)
         for name in ("serial", "eps", "tokens", "many_cases", "transfers_only", "products_only", "cut_in_order")
     ),
-    *(("tiny", name) for name in ("torch_only", "kernels", "kernels_by_load", "put", "copy")),
+    *(("tiny", name) for name in ("torch_only", "kernels", "kernels_by_load", "put", "put_copies", "copy")),
     *(("oss", name) for name in ("grouped", "dense", "batched")),
     *(("v3", name) for name in ("eps", "tokens")),
     ("two", "serial"),
