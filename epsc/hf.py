@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from epsc import driver
+from epsc.api.backend import backend
 from epsc.api.compiling import Load, planned, ranks_of, weights_of
 from epsc.api.refuse import refusal
 from epsc.api.running import Layer, runner
@@ -59,10 +60,13 @@ def enable(group: dist.ProcessGroup | None = None, schedule: str | None = None, 
         message = f"transformers with `experts_implementation` (5.0 or newer) is needed: {error}"
         raise refusal("no-transformers", message, help="pip install 'epsc[hf]'") from None
     _settings = Settings(group, schedule, tokens)
+    if NAME not in torch._dynamo.list_backends():
+        # Where the package's entry points are not those of this version, as in a checkout that was installed before.
+        torch._dynamo.register_backend(backend, name=NAME)
     ExpertsInterface.register(NAME, experts_forward)
     adjust = PreTrainedModel._check_and_adjust_experts_implementation
     if not hasattr(adjust, "__wrapped__"):
-        PreTrainedModel._check_and_adjust_experts_implementation = _refusing(adjust)
+        PreTrainedModel._check_and_adjust_experts_implementation = _refusing(adjust)  # type: ignore[method-assign]
 
 
 def _refusing(adjust: Any) -> Any:

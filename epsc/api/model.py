@@ -53,10 +53,11 @@ def compile_model(
 
 
 def candidates(model: nn.Module) -> Iterator[str]:
-    """Submodules that may be MoE blocks: those around stacked weights or lists of like modules; inner ones first."""
+    """Submodules that may be MoE blocks: those around bare weights or lists of like modules; inner ones first."""
     found: dict[str, None] = {}
     for name, module in model.named_modules():
-        stacked = any(p.ndim == 3 for p in module.parameters(recurse=False))
+        own = not type(module).__module__.startswith("torch.nn")
+        stacked = own and any(p.ndim > 1 for p in module.parameters(recurse=False))
         kinds = (
             [type(child) for child in module.children()] if isinstance(module, nn.ModuleList | nn.ModuleDict) else []
         )

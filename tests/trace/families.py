@@ -100,6 +100,9 @@ def made(family: Family) -> nn.Module:
 def _built(module: Any, kind: type[nn.Module]) -> nn.Module:
     """The block by the first config class of its file that it takes: the one that it names, if it names one."""
     configs = [value for name, value in vars(module).items() if name.endswith("Config") and isinstance(value, type)]
+    configs += [
+        part for each in configs for part in getattr(each, "sub_configs", {}).values() if isinstance(part, type)
+    ]
     parameters = inspect.signature(kind.__init__).parameters
     said = str(parameters.get("config", ""))
     needed = {name: 0 for name in ("layer_idx", "layer_id") if name in parameters}

@@ -41,7 +41,7 @@ def test_families_that_would_stay_on_eager_are_refused(hf: Any) -> None:
 
     ffn = {"ffn_hidden_size": 24, "moe_num_experts": 8, "moe_top_k": 2, "hidden_size": 32}
     sizes: dict[str, Any] = {"d_model": 32, "n_heads": 4, "n_layers": 1, "vocab_size": 64}
-    attention = {"kv_n_heads": 2, "rope_theta": 10000.0}
+    attention = {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}
     with pytest.raises(EpsError, match="it would stay on eager"):
         AutoModelForCausalLM.from_config(
             DbrxConfig(**sizes, ffn_config=ffn, attn_config=attention), experts_implementation="epsc"
