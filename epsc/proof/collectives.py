@@ -57,6 +57,14 @@ class _Rank:
     def waits_done(self, step: Step) -> bool:
         return all(wait.step in rank.done for wait in step.waits for rank in (self.all if wait.everywhere else (self,)))
 
+    def lacks(self, step: Step) -> list[str]:
+        """What `step` waits for and is not done, for people."""
+        found = [f"`{wait.step}`" for wait in step.waits if wait.step not in self.done]
+        for wait in step.waits:
+            others = [rank.number for rank in self.all if rank is not self and wait.step not in rank.done]
+            found += [f"`{wait.step}` of rank {number}" for number in others if wait.everywhere]
+        return found
+
     def can_start(self, step: Step) -> bool:
         return self.place[step.key] < self.issued and self.waits_done(step)
 
@@ -103,8 +111,8 @@ def _dry_run(schedules: Sequence[Schedule], faults: Faults) -> None:
                     moved = True
     for rank in ranks:
         for step in dict.fromkeys(rank.stuck()):
-            waits = [wait.step for wait in step.waits if wait.step not in rank.done]
-            why = f"waits for {', '.join(f'`{w}`' for w in waits)}" if waits else "waits for other ranks or the host"
+            waits = rank.lacks(step)
+            why = f"waits for {', '.join(waits)}" if waits else "waits for other ranks or the host"
             node = schedules[0].graph.node.get(step.node)
             faults.add(
                 "deadlock", f"rank {rank.number}: `{step.key}` never starts: it {why}", node.span if node else None
