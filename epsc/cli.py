@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from epsc import driver
 from epsc.commands.bench import bench
 from epsc.commands.calibrate import calibrate
 from epsc.commands.explain import explain
+from epsc.commands.inspect import inspect
 from epsc.commands.options import compile_options, file_argument, fits, options_of, schedule_option
 from epsc.commands.report import EXIT_INPUT, EXIT_PROGRAM, count, report
 from epsc.commands.trace import trace
@@ -184,58 +184,6 @@ def fmt(files: tuple[Path, ...], only_check: bool) -> None:
 
 
 @cli.command()
-@file_argument
-@compile_options
-@schedule_option
-@click.option("--graph", "show_graph", is_flag=True, help="The dataflow graph only.")
-@click.option("--steps", "show_steps", is_flag=True, help="The table of steps only.")
-@click.option("--gantt", "show_gantt", is_flag=True, help="The predicted timeline only.")
-@click.option("--plan", "show_plan", is_flag=True, help="The Schedule as text that parses back.")
-@click.option("--json", "as_json", is_flag=True, help="The Schedule as a JSON plan.")
-@click.option("--dot", "as_dot", is_flag=True, help="The schedule as a Graphviz graph; with --graph, the dataflow.")
-@click.option("--width", type=click.IntRange(40, 1000), help="Columns of the timeline; the terminal's by default.")
-def inspect(file: Path, schedule: str | None, width: int | None, **given: Any) -> None:
-    """Show the graph, the schedule as a table, and its predicted timeline with lanes as rows."""
-    from epsc.machine.simulate import simulate  # noqa: PLC0415 - pictures are not needed to compile
-    from epsc.render.dot import graph_dot, schedule_dot  # noqa: PLC0415
-    from epsc.render.gantt import gantt  # noqa: PLC0415
-    from epsc.render.plan import plan_json  # noqa: PLC0415
-    from epsc.render.table import graph_table, schedule_table  # noqa: PLC0415
-
-    _refuse_two_views(given)
-    layer = driver.understand(driver.read(file), options_of(given))
-    plan = driver.plan(layer, schedule)
-    report((*layer.warnings, *plan.warnings))
-    if given["as_json"]:
-        click.echo(plan_json(plan.schedule), nl=False)
-    elif given["as_dot"]:
-        click.echo(graph_dot(plan.schedule.graph) if given["show_graph"] else schedule_dot(plan.schedule))
-    elif given["show_plan"]:
-        click.echo(str(plan.schedule))
-    else:
-        colour = sys.stdout.isatty()
-        columns = width or (shutil.get_terminal_size((100, 40)).columns if colour else 100)
-        timeline = simulate(plan.schedule, layer.cluster, layer.load[1])
-        sheets = {
-            "graph": lambda: graph_table(plan.schedule.graph),
-            "steps": lambda: schedule_table(plan.schedule, timeline),
-            "gantt": lambda: gantt(timeline, columns, colour),
-        }
-        wanted = [name for name in sheets if given[f"show_{name}"]] or list(sheets)
-        click.echo("\n\n".join(sheets[name]().rstrip() for name in wanted))
-
-
-def _refuse_two_views(given: dict[str, Any]) -> None:
-    """Sheets are shown together; of other forms only one can be, and what was asked besides would be dropped."""
-    forms = {"as_json": "--json", "as_dot": "--dot", "show_plan": "--plan"}
-    sheets = {"show_graph": "--graph", "show_steps": "--steps", "show_gantt": "--gantt"}
-    asked = [name for name in (*forms, *sheets) if given[name]]
-    if any(name in forms for name in asked) and len(asked) > 1 and asked != ["as_dot", "show_graph"]:
-        names = " and ".join((forms | sheets)[name] for name in asked)
-        raise click.UsageError(f"{names} do not go together: ask for one at a time")
-
-
-@cli.command()
 def passes() -> None:
     """List the passes in their order, with their options and defaults (for -p)."""
     for each in PIPELINE:
@@ -311,6 +259,7 @@ def demo(nproc: int | None, keep: Path | None) -> None:
 cli.add_command(bench)
 cli.add_command(calibrate)
 cli.add_command(explain)
+cli.add_command(inspect)
 cli.add_command(trace)
 cli.add_command(tune)
 

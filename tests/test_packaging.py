@@ -16,7 +16,7 @@ pytest.importorskip("setuptools", minversion="77")
 
 ROOT = Path(__file__).parents[1]
 FLOW = ("codegen", "examples", "grammar", "passes")
-SHIPPED = {".eps", ".jinja", ".lark", ".py", ".toml", ".typed"}
+SHIPPED = {".css", ".eps", ".html", ".jinja", ".js", ".json", ".lark", ".py", ".toml", ".typed"}
 
 
 def shipped_files(package: Path, name: str) -> set[str]:

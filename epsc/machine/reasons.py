@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
 
 from epsc.ir.kinds import Role
 from epsc.ir.schedule import Schedule
@@ -57,35 +57,41 @@ class Exposure:
 def spent(timeline: Timeline) -> dict[Spent, float]:
     """Seconds of the timeline by what they go to; they add up to its total."""
     found = dict.fromkeys(Spent, 0.0)
-    moments = sorted({0.0, *(e.start for e in timeline.events), *(e.end for e in timeline.events)})
     ranks = list(_ORDER)
-    for start, end in pairwise(moments):
-        roles = {e.role for e in timeline.events if e.start <= start and e.end >= end}
-        found[_ORDER[min(roles, key=ranks.index)] if roles else Spent.IDLE] += end - start
+    changes = [(e.start, 1, e.role) for e in timeline.events] + [(e.end, -1, e.role) for e in timeline.events]
+    running = dict.fromkeys(ranks, 0)
+    now = 0.0
+    for time, by, role in sorted(changes, key=lambda change: change[0]):
+        first = next((each for each in ranks if running[each]), None)
+        found[_ORDER[first] if first else Spent.IDLE] += time - now
+        now = time
+        running[role] += by
     return found
 
 
 def exposures(timeline: Timeline, schedule: Schedule) -> list[Exposure]:
     """Each exposed stretch, with what kept compute from running in it."""
     needs = makers_of(schedule)
-    return [_exposure(interval, timeline, needs) for interval in timeline.exposed]
+    transfers = sorted((e for e in timeline.events if e.role is Role.TRANSFER), key=lambda e: e.start)
+    compute = sorted((e for e in timeline.events if e.role in (Role.COMPUTE, Role.MEMORY)), key=lambda e: e.start)
+    return [_exposure(interval, transfers, compute, needs) for interval in timeline.exposed]
 
 
-def _exposure(interval: Interval, timeline: Timeline, needs: dict[str, tuple[str, ...]]) -> Exposure:
+def _exposure(
+    interval: Interval, transfers: list[Event], compute: list[Event], needs: dict[str, tuple[str, ...]]
+) -> Exposure:
+    """`transfers` and `compute` in the order in which they start."""
     start, end = interval
-    moving = [e for e in timeline.events if e.role is Role.TRANSFER and e.start < end and e.end > start]
+    moving = [e for e in transfers[: bisect_left(transfers, end, key=lambda e: e.start)] if e.end > start]
     step = max(moving, key=lambda e: min(e.end, end) - max(e.start, start)).step
-    compute = [e for e in timeline.events if e.role in (Role.COMPUTE, Role.MEMORY)]
-    later = [e for e in compute if e.start >= end - _INSTANT]
-    free = [e for e in later if step not in _behind(e.step, needs)]
+    later = compute[bisect_left(compute, end - _INSTANT, key=lambda e: e.start) :]
     if not later:
         return Exposure(step, end - start, Why.LITTLE_WORK, "nothing is left to run beside it")
-    if not free:
-        first = min(later, key=lambda e: e.start)
-        return Exposure(
-            step, end - start, Why.LITTLE_WORK, f"all that is left needs what it brings, {first.step} first"
-        )
-    return Exposure(step, end - start, *_held(min(free, key=lambda e: e.start)))
+    free = next((e for e in later if step not in _behind(e.step, needs)), None)
+    if free is None:
+        words = f"all that is left needs what it brings, {later[0].step} first"
+        return Exposure(step, end - start, Why.LITTLE_WORK, words)
+    return Exposure(step, end - start, *_held(free))
 
 
 def _held(event: Event) -> tuple[Why, str]:

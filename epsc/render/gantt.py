@@ -41,7 +41,7 @@ def gantt(timeline: Timeline, width: int = 100, color: bool = False) -> str:
     columns = max(_LEAST, width - margin - 2)
     cell = timeline.total / columns if timeline.total else 1.0
     edge = "│" if color else "|"
-    lines = [_headline(timeline)]
+    lines = [headline(timeline)]
     for lane in lanes:
         events = [event for event in timeline.events if event.lane == lane]
         lines.append(f"{lane:<{margin}}{edge}{_row(events, columns, cell, color)}{edge}")
@@ -52,7 +52,7 @@ def gantt(timeline: Timeline, width: int = 100, color: bool = False) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _headline(timeline: Timeline) -> str:
+def headline(timeline: Timeline) -> str:
     text = f"{timeline.name}, {timeline.load} tokens per rank: {duration(timeline.total)}"
     if not timeline.transfers:
         return text

@@ -1,0 +1,108 @@
+"""`epsc inspect`: a layer, its schedule and its predicted timeline as tables, texts, pictures and traces."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from epsc import driver
+from epsc.commands.options import compile_options, file_argument, options_of
+from epsc.commands.report import report
+
+_FORMS = {"as_json": "--json", "as_dot": "--dot", "show_plan": "--plan"}
+"""Of these only one can be printed."""
+_SHEETS = {"show_graph": "--graph", "show_steps": "--steps", "show_gantt": "--gantt"}
+
+
+@click.command()
+@file_argument
+@compile_options
+@click.option(
+    "-s",
+    "--schedule",
+    "schedules",
+    metavar="NAME",
+    multiple=True,
+    help="The schedule to use; the file's first by default. Repeatable: one below the other on one time axis.",
+)
+@click.option("--graph", "show_graph", is_flag=True, help="The dataflow graph only.")
+@click.option("--steps", "show_steps", is_flag=True, help="The table of steps only.")
+@click.option("--gantt", "show_gantt", is_flag=True, help="The predicted timeline only.")
+@click.option("--plan", "show_plan", is_flag=True, help="The Schedule as text that parses back.")
+@click.option("--json", "as_json", is_flag=True, help="The Schedule as a JSON plan.")
+@click.option("--dot", "as_dot", is_flag=True, help="The schedule as a Graphviz graph; with --graph, the dataflow.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page to look at in a browser, from disk.")
+@click.option(
+    "--measured", type=click.Path(path_type=Path), help="What the program wrote with --trace FILE, beside it."
+)
+@click.option("--width", type=click.IntRange(40, 1000), help="Columns of the timeline; the terminal's by default.")
+def inspect(file: Path, schedules: tuple[str, ...], width: int | None, **given: Any) -> None:
+    """Show the graph, the schedule as a table, and its predicted timeline with lanes as rows."""
+    _refuse_two_views(given, schedules)
+    layer = driver.understand(driver.read(file), options_of(given))
+    plans = [driver.plan(layer, name) for name in dict.fromkeys(schedules)] or [driver.plan(layer)]
+    report(tuple(dict.fromkeys((*layer.warnings, *(w for plan in plans for w in plan.warnings)))))
+    if not _write_pictures(plans, given):
+        click.echo("\n\n".join(_printed(plan, width, given).rstrip("\n") for plan in plans))
+
+
+def _refuse_two_views(given: dict[str, Any], schedules: tuple[str, ...]) -> None:
+    """Sheets are shown together; of other forms only one can be, and what was asked besides would be dropped."""
+    asked = [name for name in (*_FORMS, *_SHEETS) if given[name]]
+    if any(name in _FORMS for name in asked) and len(asked) > 1 and asked != ["as_dot", "show_graph"]:
+        names = " and ".join((_FORMS | _SHEETS)[name] for name in asked)
+        raise click.UsageError(f"{names} do not go together: ask for one at a time")
+    if any(name in _FORMS for name in asked) and len(set(schedules)) > 1:
+        raise click.UsageError(f"{_FORMS[asked[0]]} shows one schedule: give one -s")
+    if _files(given) and asked:
+        raise click.UsageError(f"{(_FORMS | _SHEETS)[asked[0]]} is printed, and {_files(given)[0]} writes a file")
+    if given["measured"] and not _files(given):
+        raise click.UsageError("--measured is shown in what --html writes")
+    if given["measured"] and len(set(schedules)) > 1:
+        raise click.UsageError("--measured holds a run of one schedule: give one -s, or use `epsc diff`")
+
+
+def _files(given: dict[str, Any]) -> list[str]:
+    """The options that write a file instead of printing."""
+    return [f"--{name}" for name in ("html",) if given[name]]
+
+
+def _write_pictures(plans: list[driver.Plan], given: dict[str, Any]) -> bool:
+    """Write the files that were asked for; whether there were any."""
+    from epsc.commands import pictures  # noqa: PLC0415 - pictures are not needed to print
+
+    run = pictures.read_trace(given["measured"], plans[0]) if given["measured"] else None
+    if given["html"]:
+        driver.save(given["html"], pictures.html(plans, run))
+        click.echo(f"wrote {given['html']}")
+    return bool(_files(given))
+
+
+def _printed(plan: driver.Plan, width: int | None, given: dict[str, Any]) -> str:
+    from epsc.machine.simulate import simulate  # noqa: PLC0415 - pictures are not needed to compile
+    from epsc.render.dot import graph_dot, schedule_dot  # noqa: PLC0415
+    from epsc.render.gantt import gantt  # noqa: PLC0415
+    from epsc.render.plan import plan_json  # noqa: PLC0415
+    from epsc.render.table import graph_table, schedule_table  # noqa: PLC0415
+
+    schedule = plan.schedule
+    if given["as_json"]:
+        return plan_json(schedule)
+    if given["as_dot"]:
+        return graph_dot(schedule.graph) if given["show_graph"] else schedule_dot(schedule)
+    if given["show_plan"]:
+        return str(schedule)
+    colour = sys.stdout.isatty()
+    columns = width or (shutil.get_terminal_size((100, 40)).columns if colour else 100)
+    timeline = simulate(schedule, plan.layer.cluster, plan.layer.load[1])
+    sheets = {
+        "graph": lambda: graph_table(schedule.graph),
+        "steps": lambda: schedule_table(schedule, timeline),
+        "gantt": lambda: gantt(timeline, columns, colour),
+    }
+    wanted = [name for name in sheets if given[f"show_{name}"]] or list(sheets)
+    return "\n\n".join(sheets[name]().rstrip() for name in wanted)

@@ -1,0 +1,43 @@
+"""Make the pictures of the docs: `python -m tests.render.screenshots`, where there is a Chromium.
+
+The same page and the same browser as in the tests.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from epsc import driver
+from epsc.commands.pictures import html
+from epsc.ir.source import Source
+from tests.render.browser import browser
+
+ROOT = Path(__file__).parents[2]
+WIDTH = 1280
+
+
+def main() -> None:
+    options = driver.Options(defines={"tokens": "4096"})
+    name = "examples/deepseek_v2.eps"
+    layer = driver.understand(Source(name, (ROOT / name).read_text(encoding="utf-8")), options)
+    text = html([driver.plan(layer, name) for name in ("eps", "serial")])
+    with tempfile.TemporaryDirectory() as folder, browser() as started:
+        path = Path(folder) / "page.html"
+        path.write_text(text, encoding="utf-8")
+        for scheme, step, name in (
+            ("light", None, "page-light"),
+            ("dark", "back.all2all[expert_group:1/5]", "page-dark"),
+        ):
+            page = started.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme=scheme)
+            page.goto(path.as_uri())
+            page.wait_for_selector("body[data-ready]")
+            if step:
+                page.evaluate("(key) => epsc.select(0, epsc.state.sides[0].byKey.get(key), null)", step)
+                page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            page.screenshot(path=ROOT / f"docs/images/{name}.png")
+            print(f"wrote docs/images/{name}.png")
+
+
+if __name__ == "__main__":
+    main()
