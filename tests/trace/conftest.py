@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,6 +15,8 @@ from tests.trace.ranks import Ranks
 def one_thread() -> None:
     """Tiny ops: threads of a busy machine would wait for each other longer than they compute."""
     torch.set_num_threads(1)
+    # pytest listens to every logger, and this one then writes down each graph.
+    logging.getLogger("torch.__trace").disabled = True
 
 
 @pytest.fixture(scope="session")

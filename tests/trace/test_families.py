@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,10 +36,11 @@ FIRST = (
 )
 """Between them every kind of router, layout and shared expert."""
 
-QUICK = 7
+QUICK = 3
 """So many of them are in the default run, which is to be quick; the others take no longer."""
 
 
+@cache
 def by_name() -> dict[str, Family]:
     return {family.name: family for family in families()}
 
