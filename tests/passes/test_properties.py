@@ -116,6 +116,20 @@ def test_lowering_a_random_layer_keeps_its_meaning() -> None:
         agree(layer.said, layer.graph, lower(layer.said, configured("fuse{sums=false, epilogue=false}")))
 
 
+@pytest.mark.parametrize("there", ["use put for sent", "use put for sent dedup sent", "use copy for sent"])
+@pytest.mark.parametrize("home", ["use put for back", "use put for back local_reduce back"])
+def test_lowering_to_one_sided_transfers_keeps_the_meaning(there: str, home: str) -> None:
+    text = STACK.format(depth=2)
+    for directives in (f"{there} {home}", f"{there} {home} room 2 for sent"):
+        source = driver.Source("test.eps", f"{text[: text.index('schedule s')]}schedule s {{ {directives} }}")
+        layer = driver.understand(source)
+        lowered = driver.lowered(layer, layer.schedules[0])
+        assert not {"dispatch", "combine", "all2all"} & {node.kind for node in lowered.nodes}
+        sums = [node for node in lowered.nodes if node.kind in ("sum_copies", "sum_ranks")]
+        assert [len(node.ins) for node in sums] == [3, 3]  # they start from the shared experts
+        agree(layer.said, lowered)
+
+
 # --- compile time -----------------------------------------------------------------------------------------------------
 
 STACK = """
