@@ -36,6 +36,7 @@ _SHEETS = {"show_graph": "--graph", "show_steps": "--steps", "show_gantt": "--ga
 @click.option("--json", "as_json", is_flag=True, help="The Schedule as a JSON plan.")
 @click.option("--dot", "as_dot", is_flag=True, help="The schedule as a Graphviz graph; with --graph, the dataflow.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page to look at in a browser, from disk.")
+@click.option("--perfetto", type=click.Path(path_type=Path), help="Write the prediction as a trace for Perfetto.")
 @click.option(
     "--measured", type=click.Path(path_type=Path), help="What the program wrote with --trace FILE, beside it."
 )
@@ -61,14 +62,16 @@ def _refuse_two_views(given: dict[str, Any], schedules: tuple[str, ...]) -> None
     if _files(given) and asked:
         raise click.UsageError(f"{(_FORMS | _SHEETS)[asked[0]]} is printed, and {_files(given)[0]} writes a file")
     if given["measured"] and not _files(given):
-        raise click.UsageError("--measured is shown in what --html writes")
+        raise click.UsageError("--measured is shown in what --html and --perfetto write")
+    if given["perfetto"] and len(set(schedules)) > 1:
+        raise click.UsageError("--perfetto traces one schedule: give one -s")
     if given["measured"] and len(set(schedules)) > 1:
         raise click.UsageError("--measured holds a run of one schedule: give one -s, or use `epsc diff`")
 
 
 def _files(given: dict[str, Any]) -> list[str]:
     """The options that write a file instead of printing."""
-    return [f"--{name}" for name in ("html",) if given[name]]
+    return [f"--{name}" for name in ("html", "perfetto") if given[name]]
 
 
 def _write_pictures(plans: list[driver.Plan], given: dict[str, Any]) -> bool:
@@ -79,6 +82,9 @@ def _write_pictures(plans: list[driver.Plan], given: dict[str, Any]) -> bool:
     if given["html"]:
         driver.save(given["html"], pictures.html(plans, run))
         click.echo(f"wrote {given['html']}")
+    if given["perfetto"]:
+        driver.save(given["perfetto"], pictures.trace(plans[0], run))
+        click.echo(f"wrote {given['perfetto']}: open it in https://ui.perfetto.dev")
     return bool(_files(given))
 
 

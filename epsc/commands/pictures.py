@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from epsc.machine.timeline import Timeline
 from epsc.render.gantt import gantt
 from epsc.render.html import Side, loads_between, page
 from epsc.render.measured import Measured, measured
+from epsc.render.perfetto import perfetto
 
 
 def read_trace(path: Path, plan: driver.Plan | None = None) -> Measured:
@@ -35,3 +37,9 @@ def html(plans: Sequence[driver.Plan], run: Measured | None = None) -> str:
     sides = [side(plan, run if i == 0 else None) for i, plan in enumerate(plans)]
     title = f"{plans[0].schedule.graph.name}: {' and '.join(each.name for each in sides)}"
     return page(title, sides, "\n\n".join(gantt(each.predicted[-1]) for each in sides))
+
+
+def trace(plan: driver.Plan, run: Measured | None = None) -> str:
+    """The prediction at the highest load, and a run, in Chrome's trace format."""
+    timeline = simulate(plan.schedule, plan.layer.cluster, plan.layer.load[1])
+    return json.dumps(perfetto(plan.schedule, timeline, run), separators=(",", ":")) + "\n"
