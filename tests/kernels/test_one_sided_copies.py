@@ -126,6 +126,12 @@ def test_rows_that_are_too_many_for_a_room(program: ModuleType, straight: bool) 
     said = [own.overflow(own.memory.fault.tolist()[2 : 2 + EP]) for own in ranks.slots]
     assert said[0] == said[1]
     assert "rank 0 gets 20 rows, and there is room for 15" in said[0]
+    for own in ranks.slots:
+        host = object.__new__(program.Symmetric)  # as one finds what its device noted
+        host.told, host.slots = own.memory.fault, [own]
+        with pytest.raises(program.Overflow) as error:
+            host.check()
+        assert str(error.value) == f"{said[0]}. Nothing that came out since is right"
     on_cpu = Ranks(program, False, (6, 4), "first rank", **ways)
     for own in on_cpu.slots:
         own.memory.overflowed = lambda: None  # the other rank is in this process
