@@ -1,5 +1,6 @@
 """One-sided transfers of single copies, and rooms that overflow: kernels against torch, all ranks in one process."""
 
+import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -161,8 +162,16 @@ def test_what_was_found_first_stays(program: ModuleType) -> None:
     assert vain.fault.tolist()[:4] == [3, 0, 0, 0]
 
 
-def test_nobody_waits_once_rows_overflowed(program: ModuleType) -> None:
-    """Ranks stop after different forwards: the others find no signal of them, and must not look for one."""
-    signals, forward = torch.zeros(EP, dtype=torch.int32), torch.tensor([2], dtype=torch.int32)
-    fault = torch.tensor([0, 1], dtype=torch.int32)
-    program.wait_kernel[(1,)](signals, signals, forward, fault, 0, 2**31 - 1, RANKS=EP)
+def test_nobody_waits_in_a_forward_after_rows_overflowed(program: ModuleType) -> None:
+    """Ranks stop after different forwards: the others find no signal of them, and must not look for one. In the
+    forward itself they wait as ever, so that none goes on before all have found out."""
+    signals, given_up = torch.zeros(EP, dtype=torch.int32), torch.zeros(EP, dtype=torch.int32)
+    forward, fault = torch.tensor([2], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
+    program.wait_kernel[(1,)](signals, given_up, forward, fault, 0, 2**31 - 1, RANKS=EP)
+    assert int(fault[0]) == 1
+    fault[:] = torch.tensor([0, 2])
+    later = threading.Timer(0.3, lambda: signals.fill_(2))
+    later.start()
+    program.wait_kernel[(1,)](signals, given_up, forward, fault, 0, 2**31 - 1, RANKS=EP)
+    later.join()
+    assert fault.tolist() == [0, 2]
