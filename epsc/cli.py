@@ -18,6 +18,7 @@ import click
 from epsc import driver
 from epsc.commands.bench import bench
 from epsc.commands.calibrate import calibrate
+from epsc.commands.diff import diff
 from epsc.commands.explain import explain
 from epsc.commands.inspect import inspect
 from epsc.commands.options import compile_options, file_argument, fits, options_of, schedule_option
@@ -258,6 +259,7 @@ def demo(nproc: int | None, keep: Path | None) -> None:
 
 cli.add_command(bench)
 cli.add_command(calibrate)
+cli.add_command(diff)
 cli.add_command(explain)
 cli.add_command(inspect)
 cli.add_command(trace)

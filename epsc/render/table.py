@@ -11,7 +11,7 @@ from epsc.machine.balanced import region
 from epsc.machine.timeline import Timeline
 from epsc.render.amounts import amount, duration
 
-_NUMBERS = frozenset({"#", "SMs", "rows", "moved", "FLOP", "starts", "takes"})
+_NUMBERS = frozenset({"#", "SMs", "rows", "moved", "FLOP", "starts", "takes", "A", "B", "B - A"})
 """Columns that are aligned to the right."""
 
 

@@ -71,6 +71,9 @@ class App {
       const run = shownRun(this.state, side);
       const ranks = side.ep > 1 ? `ranks 0–${side.ep - 1}` : "rank 0";
       if (run) box.append(this.panel(at, run, ranks, `${run.headline}`, side.ep > 1 ? "predicted, every rank alike" : "predicted"));
+      if (!run && !side.measured.length) {
+        box.append(element("p", { class: "panel" }, `${side.name} has no times: a plan says neither its machine nor its load.`));
+      }
       for (const each of side.measured) box.append(this.panel(at, each, `rank ${each.rank}`, each.headline, each.trace));
     });
     this.total = Math.max(1e-9, ...this.timelines.map((each) => each.run.total));
