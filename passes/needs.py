@@ -18,18 +18,24 @@ def check_needs(graph: Graph, node: Node, choice: Choice, device: Device, span: 
         why = _why_not(graph, node, impls[name], device)
         if why:
             ways = [other for other, impl in impls.items() if not _why_not(graph, node, impl, device)]
-            help = f"`use {ways[0]} for {name_of(node)}`" if ways else None
+            help = f"`use {ways[0]} for {_name(node)}`" if ways else None
             if ways and isinstance(node.attrs, ExpertGemmAttrs):
                 help = f'{help}, or -p "choose{{experts={ways[0]}}}" wherever no `use` stands'
-            faults.add("needs", f"`{name}` cannot run `{name_of(node)}`: {why}", span or node.span, help=help)
+            faults.add("needs", f"`{name}` cannot run `{_name(node)}`: {why}", span or node.span, help=help)
     if device.backend == "cuda" and _one_sided(graph, node):
         for metric in {condition.metric for _, condition in choice.cases} & _OF_ROWS:
             faults.add(
                 "needs",
-                f"`{name_of(node)}` cannot be chosen by `{metric}`: {_UNKNOWN}",
+                f"`{_name(node)}` cannot be chosen by `{metric}`: {_UNKNOWN}",
                 span or node.span,
                 help="compare `tokens`",
             )
+
+
+def _name(node: Node) -> str:
+    """What a schedule calls an op: what stands in `return`, if it has no name of its own, by what was joined to it."""
+    name = name_of(node)
+    return next(iter(node.also), name) if name == "return" else name
 
 
 _OF_ROWS = {Metric.ROWS, Metric.MEAN_ROWS, Metric.MAX_ROWS}
