@@ -44,8 +44,9 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton kernels made in this test run under Triton's interpreter, on the CPU."""
     triton = pytest.importorskip("triton", reason="triton is not installed: it is there for Linux only")
     # Triton asks each time that it makes a kernel, not only when it is imported.
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    # (The knob first: it reads the environment, and what it was is what it becomes again.)
     monkeypatch.setattr(triton.knobs.runtime, "interpret", True, raising=False)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     interpreter = importlib.import_module("triton.runtime.interpreter")
     patch = interpreter._patch_lang_tensor
 
