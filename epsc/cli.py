@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from epsc import driver
+from epsc.commands import lsp
 from epsc.commands.bench import bench
 from epsc.commands.calibrate import calibrate
 from epsc.commands.diff import diff
@@ -109,24 +110,25 @@ def compile(file: Path, schedule: str | None, output: Path, plan_too: bool, **gi
 @cli.command()
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
 @compile_options
-@click.option("--json", "as_json", is_flag=True, help="Print diagnostics as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print diagnostics as JSON, as language servers publish them.")
 def check(files: tuple[Path, ...], as_json: bool, **given: Any) -> None:
     """Prove every schedule of each file: shapes, races, deadlock, SMs, buffers."""
     errors: list[Diagnostic] = []
-    warnings: list[Diagnostic] = []
+    published = []
     for file in files:
         try:
             layer, plans = driver.check(driver.read(file), options_of(given))
         except EpsError as error:
             errors += error.diagnostics
+            published.append(lsp.published(file, error.diagnostics))
             continue
-        found = dict.fromkeys((*layer.warnings, *(w for plan in plans for w in plan.warnings)))
-        warnings += found
+        warnings = tuple(dict.fromkeys((*layer.warnings, *(w for plan in plans for w in plan.warnings))))
+        published.append(lsp.published(file, warnings))
         if not as_json:
-            report(tuple(found))
+            report(warnings)
             _proven(file, layer, plans)
     if as_json:
-        click.echo(json.dumps([_diagnostic(d) for d in (*errors, *warnings)], indent=2))
+        click.echo(json.dumps(published, indent=2))
     else:
         report(tuple(errors))
     if errors:
@@ -144,20 +146,6 @@ def _proven(file: Path, layer: driver.Layer, plans: list[driver.Plan]) -> None:
             f"{file}: `{s.name}` is proven on {count(s.ep, 'rank')}: {len(s.steps)} steps on {len(s.lanes)} lanes,"
             f" {count(waits, 'wait')}, {len(s.buffers)} buffers in {count(len(s.storages), 'storage')}"
         )
-
-
-def _diagnostic(d: Diagnostic) -> dict[str, Any]:
-    found: dict[str, Any] = {"code": d.code, "severity": str(d.severity), "message": d.message}
-    if d.span:
-        found |= {"file": d.span.source.name, "line": d.span.line, "column": d.span.column}
-    if d.help:
-        found["help"] = d.help
-    if d.notes:
-        found["notes"] = [
-            {"message": n.message, **({"line": n.span.line, "column": n.span.column} if n.span else {})}
-            for n in d.notes
-        ]
-    return found
 
 
 @cli.command()

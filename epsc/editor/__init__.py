@@ -1,0 +1,1 @@
+"""`.eps` files in editors and documents: a TextMate grammar (`eps.tmLanguage.json`) and a Pygments lexer."""
