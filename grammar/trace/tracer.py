@@ -8,6 +8,7 @@ makes a new value under the old name. A submodule that cannot be traced stays a 
 from __future__ import annotations
 
 import builtins
+import importlib
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -180,6 +181,8 @@ def _patched(tracer: ExampleTracer) -> Iterator[None]:
             return value.size(0)
         return plain_len(value)
 
+    # Dynamo notes what `len` is when it is first loaded, which must not be while it is another.
+    importlib.import_module("torch._dynamo")
     plain_len = builtins.len
     originals = {name: getattr(torch, name) for name in _FACTORIES}
     try:
