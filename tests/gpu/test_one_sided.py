@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,12 @@ cluster c { device = h200  ep = 2 }
 tokens 1 .. 256
 schedule put { use put for sent, back  dedup sent  local_reduce back }
 schedule beside { use put for sent, back  dedup sent  local_reduce back  reserve 16 sms for sent  run mlp beside sent }
+schedule direct { use put for sent, back }
+schedule reduced { use put for sent, back  local_reduce back }
+schedule tight { use copy for sent  use put for back  local_reduce back  room 1 for sent }
 schedule copy { use copy for sent  use put for back  local_reduce back  run r, mlp beside sent }
 """
-SCHEDULES = ("put", "beside", "copy")
+SCHEDULES = ("put", "beside", "direct", "reduced", "copy")
 
 
 @pytest.fixture
@@ -48,6 +52,20 @@ def test_values(schedule: str, graph: bool, file: Path, tmp_path: Path) -> None:
     uneven = ",".join(str(256 - 255 * (rank % 2)) for rank in range(launch.gpus()))
     for tokens in ("256", uneven):
         check(program, "--tokens", tokens, "--dtype", "bf16", *(["--graph"] if graph else []))
+
+
+def test_rows_that_overflow_are_told_on_every_rank(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="room"):
+        check(made(file, "tight", None, tmp_path), "--tokens", "256", "--dtype", "bf16")
+
+
+def test_a_rank_that_refuses_its_input_tells_the_others(file: Path, tmp_path: Path) -> None:
+    """At once, and not when their time is up."""
+    uneven = ",".join(str(256 + (rank == 0)) for rank in range(launch.gpus()))
+    start = time.monotonic()
+    with pytest.raises(AssertionError, match="room for 256"):
+        check(made(file, "copy", None, tmp_path), "--tokens", uneven, "--dtype", "bf16")
+    assert time.monotonic() - start < 60
 
 
 def test_many_forwards_with_changing_routings(file: Path, tmp_path: Path) -> None:
