@@ -13,8 +13,10 @@ from epsc import driver
 from epsc.commands.options import compile_options, file_argument, options_of
 from epsc.commands.report import report
 
-_FORMS = {"as_json": "--json", "as_dot": "--dot", "show_plan": "--plan"}
+_FORMS = {"as_json": "--json", "as_dot": "--dot", "as_svg": "--svg", "show_plan": "--plan"}
 """Of these only one can be printed."""
+_GRAPHS = (["as_dot", "show_graph"], ["as_svg", "show_graph"])
+"""Here the sheet says of what."""
 _SHEETS = {"show_graph": "--graph", "show_steps": "--steps", "show_gantt": "--gantt"}
 
 
@@ -35,6 +37,7 @@ _SHEETS = {"show_graph": "--graph", "show_steps": "--steps", "show_gantt": "--ga
 @click.option("--plan", "show_plan", is_flag=True, help="The Schedule as text that parses back.")
 @click.option("--json", "as_json", is_flag=True, help="The Schedule as a JSON plan.")
 @click.option("--dot", "as_dot", is_flag=True, help="The schedule as a Graphviz graph; with --graph, the dataflow.")
+@click.option("--svg", "as_svg", is_flag=True, help="The timeline as an SVG picture; with --graph, the dataflow.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page to look at in a browser, from disk.")
 @click.option("--perfetto", type=click.Path(path_type=Path), help="Write the prediction as a trace for Perfetto.")
 @click.option(
@@ -54,7 +57,7 @@ def inspect(file: Path, schedules: tuple[str, ...], width: int | None, **given: 
 def _refuse_two_views(given: dict[str, Any], schedules: tuple[str, ...]) -> None:
     """Sheets are shown together; of other forms only one can be, and what was asked besides would be dropped."""
     asked = [name for name in (*_FORMS, *_SHEETS) if given[name]]
-    if any(name in _FORMS for name in asked) and len(asked) > 1 and asked != ["as_dot", "show_graph"]:
+    if any(name in _FORMS for name in asked) and len(asked) > 1 and asked not in _GRAPHS:
         names = " and ".join((_FORMS | _SHEETS)[name] for name in asked)
         raise click.UsageError(f"{names} do not go together: ask for one at a time")
     if any(name in _FORMS for name in asked) and len(set(schedules)) > 1:
@@ -93,6 +96,7 @@ def _printed(plan: driver.Plan, width: int | None, given: dict[str, Any]) -> str
     from epsc.render.dot import graph_dot, schedule_dot  # noqa: PLC0415
     from epsc.render.gantt import gantt  # noqa: PLC0415
     from epsc.render.plan import plan_json  # noqa: PLC0415
+    from epsc.render.svg import graph_svg, timeline_svg  # noqa: PLC0415
     from epsc.render.table import graph_table, schedule_table  # noqa: PLC0415
 
     schedule = plan.schedule
@@ -102,9 +106,13 @@ def _printed(plan: driver.Plan, width: int | None, given: dict[str, Any]) -> str
         return graph_dot(schedule.graph) if given["show_graph"] else schedule_dot(schedule)
     if given["show_plan"]:
         return str(schedule)
+    if given["as_svg"] and given["show_graph"]:
+        return graph_svg(schedule.graph)
     colour = sys.stdout.isatty()
     columns = width or (shutil.get_terminal_size((100, 40)).columns if colour else 100)
     timeline = simulate(schedule, plan.layer.cluster, plan.layer.load[1])
+    if given["as_svg"]:
+        return timeline_svg(timeline)
     sheets = {
         "graph": lambda: graph_table(schedule.graph),
         "steps": lambda: schedule_table(schedule, timeline),

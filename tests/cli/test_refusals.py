@@ -116,6 +116,7 @@ def test_options_of_passes_that_make_no_sense(passes: str, monkeypatch: pytest.M
         "check m.eps --print-after nope",
         "inspect m.eps --width 1",
         "inspect m.eps --json --dot",
+        "inspect m.eps --svg --dot",
         "inspect m.eps --plan --gantt",
         "run m.eps --nproc 0",
     ],

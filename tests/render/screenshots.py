@@ -11,6 +11,8 @@ from pathlib import Path
 from epsc import driver
 from epsc.commands.pictures import html
 from epsc.ir.source import Source
+from epsc.machine.simulate import simulate
+from epsc.render.svg import timeline_svg
 from tests.render.browser import browser
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +23,10 @@ def main() -> None:
     options = driver.Options(defines={"tokens": "4096"})
     name = "examples/deepseek_v2.eps"
     layer = driver.understand(Source(name, (ROOT / name).read_text(encoding="utf-8")), options)
-    text = html([driver.plan(layer, name) for name in ("eps", "serial")])
+    plans = [driver.plan(layer, name) for name in ("eps", "serial")]
+    text = html(plans)
+    timeline = simulate(plans[0].schedule, layer.cluster, layer.load[1])
+    (ROOT / "docs/images/timeline.svg").write_text(timeline_svg(timeline) + "\n", encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder, browser() as started:
         path = Path(folder) / "page.html"
         path.write_text(text, encoding="utf-8")

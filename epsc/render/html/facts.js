@@ -125,7 +125,7 @@ function showGraph(app) {
 function graphPicture(app, at, graph) {
   const rows = [];
   for (const node of graph.nodes) {
-    const wide = Math.max(60, Math.max(node.name.replace(/^in:/, "").length, node.kind.length) * NODE.letter + 16);
+    const wide = node.passing ? 8 : Math.max(60, Math.max(node.name.replace(/^in:/, "").length, node.kind.length) * NODE.letter + 16);
     (rows[node.row] = rows[node.row] || []).push({ ...node, wide });
   }
   const across = (row) => row.reduce((sum, node) => sum + node.wide + NODE.gapX, -NODE.gapX);
@@ -140,17 +140,27 @@ function graphPicture(app, at, graph) {
   });
   const height = 24 + rows.length * (NODE.height + NODE.gapY) - NODE.gapY;
   const picture = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "Dataflow graph" });
-  for (const [from, to, value, type] of graph.edges) {
-    const a = places.get(from), b = places.get(to), x0 = a.x + a.wide / 2, x1 = b.x + b.wide / 2, y0 = a.y + NODE.height;
-    const bend = (b.y - y0) / 2;
-    const path = svg("path", { d: `M${x0} ${y0}C${x0} ${y0 + bend} ${x1} ${b.y - bend} ${x1} ${b.y}`, "data-from": from, "data-to": to });
+  for (const [from, to, value, type, via] of graph.lines) {
+    const path = svg("path", { d: route([from, ...via, to].map((name) => places.get(name))), "data-from": from, "data-to": to });
     const title = svg("title");
     title.textContent = `${value}: ${type}`;
     path.append(title);
     picture.append(path);
   }
-  for (const node of places.values()) picture.append(graphNode(app, at, node));
+  for (const node of places.values()) if (!node.passing) picture.append(graphNode(app, at, node));
   return picture;
+}
+
+// A line from the foot of one box to the head of another, straight where it passes a row.
+function route(stops) {
+  const middle = (stop) => stop.x + stop.wide / 2;
+  let text = `M${middle(stops[0])} ${stops[0].y + NODE.height}`;
+  stops.slice(1).forEach((stop, i) => {
+    const top = stops[i].y + NODE.height, bend = (stop.y - top) / 2;
+    text += `C${middle(stops[i])} ${top + bend} ${middle(stop)} ${stop.y - bend} ${middle(stop)} ${stop.y}`;
+    if (stop.passing) text += `L${middle(stop)} ${stop.y + NODE.height}`;
+  });
+  return text;
 }
 
 function graphNode(app, at, node) {

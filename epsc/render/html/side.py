@@ -20,7 +20,7 @@ from epsc.machine.reasons import exposures, spent
 from epsc.machine.simulate import makers_of
 from epsc.machine.timeline import Event, Timeline
 from epsc.render.gantt import headline
-from epsc.render.layered import edges, layered
+from epsc.render.layered import layered
 from epsc.render.looks import look_of, look_of_node
 from epsc.render.measured import Measured
 from epsc.render.plan import plan_json
@@ -174,17 +174,17 @@ def _step(
 
 def _graph(schedule: Schedule) -> dict[str, Any]:
     graph = schedule.graph
+    drawn = layered(graph)
     nodes = []
-    for name, place in layered(graph).items():
+    for name, place in drawn.places.items():
         node = graph.node.get(name)
-        told = (
-            {"kind": node.kind, "look": look_of_node(node).key}
-            if node
-            else {"kind": str(graph.types[name.removeprefix("in:")]), "look": "input"}
-        )
-        nodes.append({"name": name, "row": place.row, "column": place.column} | told)
-    drawn = [[a, b, value, str(graph.types[value])] for a, b, value in edges(graph)]
-    return {"nodes": nodes, "edges": drawn, "results": list(graph.results)}
+        if node:
+            told = {"kind": node.kind, "look": look_of_node(node).key}
+        else:
+            told = {"kind": "" if place.passing else str(graph.types[name.removeprefix("in:")]), "look": "input"}
+        nodes.append({"name": name, "row": place.row, "column": place.column, "passing": place.passing} | told)
+    lines = [[line.source, line.target, line.value, str(graph.types[line.value]), line.via] for line in drawn.lines]
+    return {"nodes": nodes, "lines": lines, "results": list(graph.results)}
 
 
 def _run(timeline: Timeline, schedule: Schedule | None, index: dict[str, int]) -> dict[str, Any]:
