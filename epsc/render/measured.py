@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
+from statistics import median
 from typing import Any
 
 from epsc.ir.attrs import Direction, TransferAttrs
@@ -13,21 +15,28 @@ from epsc.ir.errors import Diagnostic, EpsError, did_you_mean
 from epsc.ir.kinds import Role
 from epsc.ir.schedule import HOST_LANE, Schedule
 from epsc.machine.timeline import Event, Timeline
+from epsc.render.amounts import duration
 
 _US = 1e-6
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A run of every rank. Each rank's times count from its own earliest step, unless the file aligned its clocks."""
+    """A run of every rank. Times count from the earliest step of all if clocks are aligned, else of each rank."""
 
     name: str
     ranks: dict[int, Timeline]
+    residual: float | None = None
+    """Once clocks are aligned: by how much, at most, the end of a transfer still differs between ranks, in seconds."""
 
-    def slowest(self, step: str) -> float | None:
-        """Seconds of a step on the rank that took longest over it."""
-        found = [t.event[step].seconds for t in self.ranks.values() if step in t.event]
-        return max(found, default=None)
+    @property
+    def clocks(self) -> str:
+        """What times of two ranks mean beside each other."""
+        if len(self.ranks) < 2:
+            return "one rank"
+        if self.residual is None:
+            return "clocks not aligned: the times of each rank count from its own first step"
+        return f"clocks aligned at the ends of transfers, up to {duration(self.residual)}"
 
 
 def is_trace(data: Any) -> bool:
@@ -43,38 +52,80 @@ def measured(name: str, text: str, schedule: Schedule | None = None) -> Measured
     if not is_trace(data):
         raise _bad(f"{name} holds no `traceEvents`")
     threads: dict[tuple[int, int], str] = {}
-    spans: list[Mapping[str, Any]] = []
+    spans: list[_Span] = []
     for event in data["traceEvents"]:
         try:
             if event["ph"] == "M" and event["name"] == "thread_name":
                 threads[int(event["pid"]), int(event["tid"])] = str(event["args"]["name"])
             elif event["ph"] == "X":
-                spans.append({**event, "ts": float(event["ts"]), "dur": float(event["dur"]), "pid": int(event["pid"])})
+                spans.append(_Span(str(event["name"]), int(event["pid"]), int(event.get("tid", 0)), *_times(event)))
         except (KeyError, TypeError, ValueError) as error:
             raise _bad(f"{name} holds an event that is none of a trace: {error!r}") from None
     if not spans:
         raise _bad(f"{name} holds no step that ran")
-    first = {rank: min(s["ts"] for s in spans if s["pid"] == rank) for rank in sorted({s["pid"] for s in spans})}
-    origin = min(first.values()) if data.get("otherData", {}).get("aligned") else None
+    shifts, residual = _aligned(spans, schedule)
     ranks = {}
-    for rank, own in first.items():
-        since = own if origin is None else origin
+    for rank, shift in shifts.items():
         events = [
-            _event(span, threads.get((rank, span.get("tid", 0)), f"lane {span.get('tid', 0)}"), since, schedule, name)
+            _event(span, threads.get((rank, span.tid), f"lane {span.tid}"), shift, schedule, name)
             for span in spans
-            if span["pid"] == rank
+            if span.rank == rank
         ]
         events.sort(key=lambda event: event.start)
         lanes = tuple(dict.fromkeys(event.lane for event in events))
         ranks[rank] = Timeline(f"{schedule.name if schedule else name}, rank {rank}", 0, lanes, tuple(events))
-    return Measured(name, ranks)
+    return Measured(name, ranks, residual)
 
 
-def _event(span: Mapping[str, Any], lane: str, since: float, schedule: Schedule | None, name: str) -> Event:
-    key = str(span["name"])
+@dataclass(frozen=True)
+class _Span:
+    key: str
+    rank: int
+    tid: int
+    start: float
+    end: float
+
+
+def _times(event: Mapping[str, Any]) -> tuple[float, float]:
+    start, long = float(event["ts"]) * _US, float(event["dur"]) * _US
+    if not (isfinite(start) and isfinite(long) and long >= 0):
+        raise ValueError(f"ts {event['ts']}, dur {event['dur']}")
+    return start, start + long
+
+
+def _aligned(spans: list[_Span], schedule: Schedule | None) -> tuple[dict[int, float], float | None]:
+    """What to add to the times of each rank, and what differs still.
+
+    Each rank counts from a moment of its own. But nobody leaves a collective before all have come, so its ends on all
+    ranks are about the same moment: the median over all of them says how far two clocks are apart.
+    """
+    first = {rank: min(s.start for s in spans if s.rank == rank) for rank in sorted({s.rank for s in spans})}
+    apart = {rank: -start for rank, start in first.items()}
+    if schedule is None or len(first) < 2:
+        return apart, None
+    ends: dict[int, dict[str, float]] = {rank: {} for rank in first}
+    for span in spans:
+        if span.key in schedule.step and _collective(schedule, span.key):
+            ends[span.rank][span.key] = span.end
+    base = next(iter(first))
+    common = [key for key in ends[base] if all(key in each for each in ends.values())]
+    if not common:
+        return apart, None
+    shifts = {rank: median(ends[base][key] - each[key] for key in common) for rank, each in ends.items()}
+    late = [[each[key] + shifts[rank] for rank, each in ends.items()] for key in common]
+    origin = min(start + shifts[rank] for rank, start in first.items())
+    return {rank: shift - origin for rank, shift in shifts.items()}, max(max(each) - min(each) for each in late)
+
+
+def _collective(schedule: Schedule, key: str) -> bool:
+    info = schedule.node(schedule.step[key]).info
+    return info.role is Role.TRANSFER and not info.one_sided
+
+
+def _event(span: _Span, lane: str, shift: float, schedule: Schedule | None, name: str) -> Event:
+    key = span.key
     node, _, cuts = key.partition("[")
-    start = (span["ts"] - since) * _US
-    end = start + span["dur"] * _US
+    start, end = span.start + shift, span.end + shift
     try:
         parsed = cuts_parse(cuts.rstrip("]"))
     except (EpsError, ValueError):

@@ -43,7 +43,7 @@ def perfetto(schedule: Schedule, timeline: Timeline, run: Measured | None = None
         event["id"] = number
     about = {"schedule": schedule.name, "tokens_per_rank": timeline.load, "ranks": schedule.ep}
     if run:
-        about["clocks"] = "the times of a measured rank count from its own first step, unless its trace was aligned"
+        about["clocks"] = run.clocks
     return {"displayTimeUnit": "ns", "otherData": about, "traceEvents": events}
 
 

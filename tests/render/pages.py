@@ -41,7 +41,11 @@ def program(schedule: Schedule) -> Source:
     return Source("moe_cut.py", "\n".join(lines) + "\n")
 
 
-def trace(schedule: Schedule, late: float = 0.0) -> str:
+LATE_US = 500.0
+"""How far the clock of rank 1 is ahead in `trace`."""
+
+
+def trace(schedule: Schedule) -> str:
     """What the program would have written on two ranks: each step takes 10 us per index, and rank 1 one more."""
     lanes = [lane.name for lane in schedule.lanes]
     events: list[dict[str, Any]] = []
@@ -49,7 +53,7 @@ def trace(schedule: Schedule, late: float = 0.0) -> str:
         for i, lane in enumerate(lanes):
             events.append({"ph": "M", "name": "thread_name", "pid": rank, "tid": i, "args": {"name": lane}})
         for i, step in enumerate(schedule.steps):
-            times = {"ts": 500.0 * rank + i * 100.0 + late, "dur": 10.0 * (i + 1) + rank}
+            times = {"ts": LATE_US * rank + i * 1000.0 + 100, "dur": 10.0 * (i + 1) + rank}
             events.append({"ph": "X", "name": step.key, "pid": rank, "tid": lanes.index(step.lane), **times})
     return json.dumps({"traceEvents": events})
 

@@ -1,5 +1,6 @@
 """The trace of a prediction: every step once per rank, in order, on its lane, and a flow for every wait."""
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -86,8 +87,25 @@ def test_a_run_stands_below_its_prediction() -> None:
     for rank in (0, 1):
         mine = slices(events, 2 * rank + 1)
         assert Counter(e["name"] for e in mine) == Counter(list(schedule.step))
-        assert min(e["ts"] for e in mine) == 0
+        # Rank 1 takes 1 us longer over each transfer, and its clock is told by their ends: it began 1 us earlier.
+        assert min(e["ts"] for e in mine) == pytest.approx(1.0 - rank, abs=1e-3)
     assert {e["name"] for e in slices(events, 0)} == {e["name"] for e in slices(events, 1)}
+
+
+def test_clocks_are_aligned_at_the_ends_of_collectives() -> None:
+    schedule = side().schedule
+    assert schedule
+    data = json.loads(trace(schedule))
+    late = [e for e in data["traceEvents"] if e["ph"] == "X" and e["pid"] == 1]
+    (odd,) = (e for e in late if e["name"] == "back.all2all[expert_group:2/3]")
+    odd["dur"] += 7.0
+    run = measured("run.json", json.dumps(data), schedule)
+    assert run.residual == pytest.approx(7e-6), "one of seven transfers ends 7 us late: the median does not follow it"
+    ends = [run.ranks[rank].event["sent.all2all[expert_group:1/3]"].end for rank in (0, 1)]
+    assert ends[0] == pytest.approx(ends[1]) and "up to 7.00 us" in run.clocks
+    alone = measured("run.json", json.dumps(data))
+    assert alone.residual is None and "not aligned" in alone.clocks
+    assert {timeline.events[0].start for timeline in alone.ranks.values()} == {0.0}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +116,9 @@ def test_a_run_stands_below_its_prediction() -> None:
         ('{"traceEvents": []}', "holds no step that ran"),
         ('{"traceEvents": [{"ph": "X"}]}', "none of a trace"),
         ('{"traceEvents": [7]}', "none of a trace"),
+        ('{"traceEvents": [{"ph": "X", "ts": 0, "dur": 1, "pid": 0}]}', "none of a trace"),
+        ('{"traceEvents": [{"ph": "X", "name": "up", "ts": 0, "dur": 1, "pid": 0, "tid": []}]}', "none of a trace"),
+        ('{"traceEvents": [{"ph": "X", "name": "up", "ts": NaN, "dur": 1, "pid": 0}]}', "none of a trace"),
         ('{"traceEvents": [{"ph": "X", "name": "upp", "ts": 0, "dur": 1, "pid": 0}]}', "has no step `upp`"),
         ('{"traceEvents": [{"ph": "X", "name": "up[x:1/0]", "ts": 0, "dur": 1, "pid": 0}]}', "is no step of a program"),
     ],

@@ -258,5 +258,5 @@ def _measured(found: Measured, index: dict[str, int]) -> list[dict[str, Any]]:
         # A trace does not say what held a step up: its exposed stretches get a name and no reason.
         run = _run(timeline, None, index)
         run["headline"] = headline(timeline).replace(f", {timeline.load} tokens per rank", ", measured", 1)
-        runs.append({"rank": rank, "trace": found.name} | run)
+        runs.append({"rank": rank, "trace": f"{found.name}, {found.clocks}"} | run)
     return runs
