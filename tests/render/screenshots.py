@@ -32,7 +32,7 @@ def main() -> None:
         path.write_text(text, encoding="utf-8")
         for scheme, step, name in (
             ("light", None, "page-light"),
-            ("dark", "back.all2all[expert_group:1/5]", "page-dark"),
+            ("dark", "sent[expert_group:2/5]", "page-dark"),
         ):
             page = started.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme=scheme)
             page.goto(path.as_uri())

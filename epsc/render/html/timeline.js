@@ -1,6 +1,6 @@
 // One timeline: rows of bars on a canvas. Only what is in view is drawn, so 5,000 steps scroll and zoom at once.
 
-const GUTTER = 168, HEAD = 22, LANE = 34, THIN = 20, LEAST_SPAN = 1e-7;
+const GUTTER = 168, HEAD = 32, LANE = 34, THIN = 20, LEAST_SPAN = 1e-7;
 
 // Steps at once on one row lie above each other: each gets the first level that is free when it starts.
 function levels(items) {
@@ -185,12 +185,13 @@ class Timeline {
     }
   }
 
-  // Steps that the one in question waits for, or that wait for it.
+  // Steps that the one in question reads from or waits for, or that wait for it.
   near() {
     const shown = this.app.shown(this.sideIndex);
     if (shown === null) return null;
     const side = this.side, found = new Set([shown]);
     side.steps[shown].waits.forEach(([other]) => found.add(other));
+    side.steps[shown].needs.forEach((other) => found.add(other));
     side.users[shown].forEach(([other]) => found.add(other));
     return found;
   }
@@ -247,36 +248,38 @@ class Timeline {
     pen.fillText(text, left + 4, y + height / 2 - (row.kind === "lane" ? 1 : 0));
   }
 
-  // What the step in question waits for, and what waits for it; dashed: for that step on every rank.
+  // What the step in question reads from, waits for, and lets go on; dashed: a signal, from that step on every rank.
   arrows(pen) {
     const shown = this.app.shown(this.sideIndex);
     if (shown === null || !this.run.at.has(shown)) return;
-    const { side } = this;
-    for (const [other, , , everywhere] of side.steps[shown].waits) this.arrow(pen, other, shown, "accent", everywhere);
-    for (const [other, wait] of side.users[shown]) this.arrow(pen, shown, other, "text", wait[3]);
-    const after = this.run.at.get(shown)[EVENT.after];
-    if (after >= 0 && !side.steps[shown].waits.some(([other]) => other === after)) {
-      this.arrow(pen, after, shown, "soft", false);
+    const { side } = this, { waits, needs } = side.steps[shown], after = this.run.at.get(shown)[EVENT.after];
+    const waited = new Set(waits.map(([other]) => other));
+    for (const other of new Set([...needs, after])) {
+      if (other >= 0 && !waited.has(other)) this.arrow(pen, other, shown, "soft", false);
     }
+    for (const [other, wait] of side.users[shown]) this.arrow(pen, shown, other, "text", wait[3]);
+    for (const [other, , , everywhere] of waits) this.arrow(pen, other, shown, "accent", everywhere);
   }
 
   arrow(pen, from, to, colour, dashed) {
     const a = this.run.at.get(from), b = this.run.at.get(to), rowA = this.rowOf(from), rowB = this.rowOf(to);
     if (!a || !b || !rowA || !rowB) return;
     const x0 = this.x(a[EVENT.end]), x1 = this.x(b[EVENT.start]);
-    const y0 = rowA.y + rowA.height / 2, y1 = rowB.y + rowB.height / 2, bend = Math.max(18, Math.abs(x1 - x0) / 2);
+    // Within a row over the bars, so that no label is struck through.
+    const same = rowA === rowB, lift = same ? 15 : 0, bend = same ? 0 : Math.max(18, Math.abs(x1 - x0) / 2);
+    const y0 = rowA.y + (same ? 1 : rowA.height / 2), y1 = rowB.y + (same ? 1 : rowB.height / 2);
     pen.strokeStyle = pen.fillStyle = this.app.colour(colour);
     pen.lineWidth = 2;
     pen.setLineDash(dashed ? [6, 4] : []);
     pen.beginPath();
     pen.moveTo(x0, y0);
-    pen.bezierCurveTo(x0 + bend, y0, x1 - bend, y1, x1 - 5, y1);
+    pen.bezierCurveTo(x0 + bend, y0 - lift, x1 - bend, y1 - lift, x1 - (same ? 0 : 5), y1);
     pen.stroke();
     pen.setLineDash([]);
     pen.beginPath();
     pen.moveTo(x1, y1);
-    pen.lineTo(x1 - 8, y1 - 4);
-    pen.lineTo(x1 - 8, y1 + 4);
+    const back = same ? [[-4, -7], [4, -7]] : [[-8, -4], [-8, 4]];
+    for (const [dx, dy] of back) pen.lineTo(x1 + dx, y1 + dy);
     pen.fill();
   }
 }
