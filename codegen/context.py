@@ -13,7 +13,7 @@ from epsc.codegen.lines import Arg, Listing, call
 from epsc.codegen.memory import TORCH_DTYPES, Memory, base_dtype, dtype_text
 from epsc.codegen.names import Names, checked_dotted, checked_version, class_name, comment_lines, identifier, string
 from epsc.codegen.one_sided import memory_line, pairs
-from epsc.codegen.ops import Ops, Scope
+from epsc.codegen.ops import ONE_SIDED, Ops, Scope
 from epsc.codegen.reference import Reference
 from epsc.codegen.regions import Regions
 from epsc.codegen.reserved import FILE, FORWARD, MODULE, REFERENCE
@@ -59,6 +59,7 @@ def context(schedule: Schedule, spec_text: str, version: str, load: tuple[int, i
         "ranks": "1 rank" if schedule.ep == 1 else f"{schedule.ep} ranks",
         "load": load,
         "one_sided": bool(scope.slots),
+        "one_sided_kinds": {node.kind for node in graph.nodes} & set(ONE_SIDED),
         "collective": any(step.comm for step in schedule.steps),
         "memory_lines": memory_line(schedule, load[1]),
         "dtype": TORCH_DTYPES[base_dtype(schedule)],

@@ -6,6 +6,7 @@ The text goes into a program once `head` stands before it. It asks for `from __f
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import astuple, dataclass
 from importlib import resources
 
@@ -84,9 +85,14 @@ def copy_ranks() -> str:
     return _rendered("triton_copy_ranks.jinja")
 
 
-def one_sided() -> str:
-    """What `Signals` and `Slots` of a program launch."""
-    return _rendered("triton_one_sided.jinja")
+ONE_SIDED = ("put_rows", "aim", "put_copies", "expand", "put_sums", "put_back", "sum_copies", "sum_ranks")
+"""Kinds of ops whose kernels a program has only if it has such an op. It always signals, tells and locates."""
+
+
+def one_sided(kinds: Collection[str]) -> str:
+    """What `Symmetric` and `Slots` of a program with ops of these kinds launch."""
+    parts = ["signals", "tell", "locate", *(kind for kind in ONE_SIDED if kind in kinds), "programs"]
+    return "".join(_rendered(f"triton_one_sided_{part}.jinja") for part in parts)
 
 
 def rank_rows(*, by_expert: bool, by_token: bool) -> str:

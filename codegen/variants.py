@@ -100,7 +100,7 @@ class Variants:
             axes = self._layout_axes()
             texts.append(triton_kernels.rank_rows(by_expert=axes != {Axis.TOKENS}, by_token=Axis.TOKENS in axes))
         if one_sided:
-            texts.append(triton_kernels.one_sided())
+            texts.append(triton_kernels.one_sided({node.kind for node in self.schedule.graph.nodes}))
         persistent = bool(products)
         if persistent:
             texts.append(triton_kernels.tiles())

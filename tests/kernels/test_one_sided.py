@@ -16,12 +16,22 @@ LAYER = """
 layer moe(x: fp32[tokens, {hidden}]) {{
   r    = route(x, experts={experts}, top_k={top_k}, score=softmax)
   sent = dispatch(x, r)
-  return combine(gemm(sent, up, {hidden}), r)
+  also = dispatch(x, r)
+  home = combine(gemm(also, up2, {hidden}), r)
+  more = dispatch(x, r)
+  last = combine(gemm(more, up3, {hidden}), r)
+  return combine(gemm(sent, up, {hidden}), r) + home + last
 }}
 cluster c {{ ep = {ep} }}
 tokens 1 .. {most}
-schedule put {{ use put for sent, combine  dedup sent  local_reduce combine }}
+schedule put {{
+  use put for sent, combine, also, home, last
+  use copy for more
+  dedup sent
+  local_reduce combine, last
+}}
 """
+"""Between them the three dispatches travel in every way, so that a program of it has all kernels."""
 
 
 class Memory:
