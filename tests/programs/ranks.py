@@ -164,10 +164,10 @@ def _one(job: Job, rank: int, at: dict[str, Any]) -> Result:
     layer.choices.clear()
     result = Result()
     for forward in range(job.forwards):
-        (name,) = graph.inputs
-        x = random_inputs(graph, job.tokens[rank], job.seed * 1000 + forward * 100 + rank, torch.float32)[name].abs()
-        y = layer(x)
-        (expected,) = interpret(graph, {name: x}, weights)
+        made = random_inputs(graph, job.tokens[rank], job.seed * 1000 + forward * 100 + rank, torch.float32)
+        given = {name: made[name].abs() for name in graph.inputs}
+        y = layer(*given.values())
+        (expected,) = interpret(graph, given, weights)
         assert y.shape == expected.shape, (y.shape, expected.shape)
         assert torch.isfinite(y).all(), "the result holds what was never written"
         if y.numel():
