@@ -24,8 +24,10 @@ dev: $(STAMP) ## make .venv with epsc (editable) and every tool
 	@$(BIN)/python -m compileall -q epsc/*.py epsc/commands epsc/ir epsc/machine epsc/proof epsc/render grammar passes codegen
 
 # If $(PYTHON) lives in a venv itself, --system-site-packages would look past it: the .pth does not.
+# Python 3.11 puts a setuptools into each venv that is too old for pyproject.toml, and hides the borrowed one.
 $(STAMP): pyproject.toml constraints-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+	$(if $(BORROW),$(BIN)/python -m pip uninstall --quiet --yes setuptools)
 	$(if $(BORROW),$(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL)
