@@ -185,6 +185,8 @@ class _Resolver:
     # --- directives ---------------------------------------------------------------------------------------------------
 
     def _split(self, split: Split) -> dict[str, tuple[Axis, int]]:
+        # First of all: a name that is not there is told of whatever else is wrong.
+        named = [(target, self._nodes(target)) for target in split.targets]
         count = self.numbers.whole(split.count, "the number of chunks")
         found: dict[str, tuple[Axis, int]] = {}
         if count is None:
@@ -197,8 +199,7 @@ class _Resolver:
                 help=f"what can be cut today: {', '.join(LOWERED_AXES)}",
             )
             return found
-        for target in split.targets:
-            nodes = self._nodes(target)
+        for target, nodes in named:
             can = [node for node in nodes if split.axis in axes_of(self.graph, node)]
             if nodes and not can and target.name not in self.vague:
                 self.faults.add(
