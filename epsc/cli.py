@@ -6,6 +6,7 @@ started failed or its check did; 130 interrupted.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -17,16 +18,10 @@ import click
 
 from epsc import driver
 from epsc.commands import lsp
-from epsc.commands.bench import bench
-from epsc.commands.calibrate import calibrate
-from epsc.commands.diff import diff
-from epsc.commands.explain import explain
-from epsc.commands.inspect import inspect
 from epsc.commands.options import compile_options, file_argument, fits, options_of, schedule_option
 from epsc.commands.report import EXIT_INPUT, EXIT_PROGRAM, count, report
-from epsc.commands.trace import trace
-from epsc.commands.tune import tune
 from epsc.ir.errors import Diagnostic, EpsError
+from epsc.ir.spec import Preset
 from epsc.passes.pipeline import GRAPH_PASSES, PIPELINE
 
 EPILOG = """Exit codes: 0 done; 1 the input is wrong; 2 the command line is wrong; 3 a program that was started failed
@@ -53,8 +48,21 @@ def main() -> None:
         sys.exit(EXIT_INPUT)
 
 
-class _Pipeable(click.Group):
+IN_MODULES = ("bench", "calibrate", "diff", "explain", "inspect", "trace", "tune")
+"""Commands in modules of their own, each loaded when it is asked for: `epsc check` answers at once."""
+
+
+class _Commands(click.Group):
     """Commands whose reader may leave early, as in `epsc inspect ... | head`: no fault, though click exits with 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *IN_MODULES})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in IN_MODULES:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(importlib.import_module(f"epsc.commands.{cmd_name}"), cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -65,7 +73,7 @@ class _Pipeable(click.Group):
             return None
 
 
-@click.group(cls=_Pipeable, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(driver.VERSION, prog_name="epsc")
 def cli() -> None:
     """Compile Mixture-of-Experts layers into readable, proven, multi-stream programs.
@@ -227,6 +235,10 @@ def run(
     layer = driver.understand(source, options_of(given, (f"ep={ranks}",)))
     plan = driver.plan(layer, schedule)
     report((*layer.warnings, *plan.warnings))
+    presets = [item.name for item in layer.spec.items if isinstance(item, Preset)]
+    if presets and not given["preset"] and not launch.gpus():
+        names = " or ".join(presets)
+        click.echo(f"no GPU here: CPU ranks at true size take long; --preset {names} is smaller", err=True)
     # To stderr, and at once: starting torch on every rank takes a while, and says nothing.
     click.echo(f"starting {count(ranks, 'rank')} of `{plan.schedule.name}` under torchrun ...", err=True)
     code = launch.run(driver.write(plan), ranks, list(arguments) or ["--check", "--bench"], keep)
@@ -243,15 +255,6 @@ def demo(nproc: int | None, keep: Path | None) -> None:
     from epsc import demo as the_demo  # noqa: PLC0415 - starts programs
 
     sys.exit(the_demo.main(nproc, keep))
-
-
-cli.add_command(bench)
-cli.add_command(calibrate)
-cli.add_command(diff)
-cli.add_command(explain)
-cli.add_command(inspect)
-cli.add_command(trace)
-cli.add_command(tune)
 
 
 if __name__ == "__main__":

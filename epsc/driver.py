@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from epsc import __version__, lock
+from epsc import __version__
 from epsc.grammar import parse_recovering
 from epsc.ir.errors import Diagnostic, EpsError, Faults, did_you_mean
 from epsc.ir.graph import Graph
@@ -24,6 +24,7 @@ from epsc.passes.resolve import resolve
 from epsc.passes.wishes import Context
 
 if TYPE_CHECKING:
+    from epsc import lock
     from epsc.codegen import Program
     from epsc.passes.auto import Candidate
 
@@ -203,9 +204,12 @@ def plan(layer: Layer, schedule: str | None = None) -> Plan:
         named["serial"] = SERIAL
     decl = named[schedule] if schedule else layer.schedules[0]
     cluster, options = layer.cluster, layer.options
-    if decl.auto and (kept := lock.find(lock.path_of(layer.source), _key(layer))):
-        return plan_as(layer, replace(kept.decl, name=decl.name))
     if decl.auto:
+        # Neither is needed to prove what is written down.
+        from epsc import lock  # noqa: PLC0415
+
+        if kept := lock.find(lock.path_of(layer.source), _key(layer)):
+            return plan_as(layer, replace(kept.decl, name=decl.name))
         from epsc.passes.auto import search  # noqa: PLC0415 - the simulator is not needed to prove what is written down
 
         best, asked = search(layer.said, layer.graph, layer.numbers, cluster, layer.load[1], options.pipeline)
@@ -221,6 +225,8 @@ def plan_as(layer: Layer, decl: ScheduleDecl) -> Plan:
 
 
 def _key(layer: Layer) -> lock.Key:
+    from epsc import lock  # noqa: PLC0415 - as above
+
     return lock.Key.of(layer.said, layer.cluster.device.name, layer.cluster.mesh.ep, layer.load[1])
 
 

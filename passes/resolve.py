@@ -223,7 +223,8 @@ class _Resolver:
                             else f"cannot make {count} groups of {local} experts: there are {experts} experts on"
                             f" {self.ep} ranks",
                             split.span,
-                            help=f"use at most {local}",
+                            help=f"use at most {local}"
+                            + (f": -D {split.count.name}={local}" if isinstance(split.count, Name) else ""),
                         )
                         return {}
                 found[node.name] = (split.axis, count)
