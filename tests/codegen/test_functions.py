@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from epsc.codegen.functions import Function, activation_function, route_function
-from epsc.interpret import _activation, _route
+from epsc.interpret.arithmetic import activation
+from epsc.interpret.said import route
 from epsc.ir.attrs import Act, ActAttrs, Choose, GroupBy, RouteAttrs, Score
 
 
@@ -42,7 +43,7 @@ def test_routers(attrs: RouteAttrs) -> None:
     if attrs.choice_bias:
         params.append(torch.randn(16, generator=generator) * 0.1)
     experts, weights = compiled(route_function("route", attrs))(x, *params)  # type: ignore[operator]
-    right_experts, right_weights = _route(attrs, x, *params)
+    right_experts, right_weights = route(attrs, x, *params)
     assert torch.equal(experts, right_experts)
     torch.testing.assert_close(weights, right_weights)
 
@@ -58,7 +59,7 @@ ACTIVATIONS = [
 @pytest.mark.parametrize("attrs", ACTIVATIONS, ids=str)
 def test_activations(attrs: ActAttrs) -> None:
     x = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
-    right = _activation(attrs, x)
+    right = activation(attrs, x)
     out = torch.full_like(right, torch.nan)
     compiled(activation_function("act", attrs))(x, out)  # type: ignore[operator]
     torch.testing.assert_close(out, right)

@@ -10,7 +10,7 @@ import torch
 
 from epsc.driver import plan, understand
 from epsc.interpret import interpret
-from epsc.interpret_weights import random_inputs, random_weights
+from epsc.interpret.weights import random_inputs, random_weights
 from epsc.ir.errors import EpsError
 from epsc.ir.source import Source
 from tests.codegen.layers import planned, program_of, written

@@ -52,7 +52,7 @@ def test_agrees_with_the_oracle(layer: str, schedule: str, ranks: int, tmp_path:
     import torch
 
     from epsc.interpret import interpret
-    from epsc.interpret_weights import random_inputs, random_weights
+    from epsc.interpret.weights import random_inputs, random_weights
 
     made = planned(layer, schedule, ep=str(ranks))
     path = tmp_path / "program.py"

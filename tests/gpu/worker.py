@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from epsc.interpret import interpret
-from epsc.interpret_weights import random_inputs, random_weights
+from epsc.interpret.weights import random_inputs, random_weights
 from epsc.ir.graph import Graph
 from tests.programs.ranks import layer_class, load_program
 

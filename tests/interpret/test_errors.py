@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from epsc.interpret import interpret
-from epsc.interpret_weights import random_inputs, random_weights
+from epsc.interpret.weights import random_inputs, random_weights
 from epsc.ir.attrs import Act, ActAttrs, ExpertGemmAttrs, GemmAttrs, RouteAttrs
 from epsc.ir.errors import EpsError
 from epsc.ir.graph import Graph

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from epsc.interpret import interpret
-from epsc.interpret_weights import random_inputs, random_weights
+from epsc.interpret.weights import random_inputs, random_weights
 from epsc.ir.attrs import Act, ActAttrs, ExpertGemmAttrs, GemmAttrs, RouteAttrs, RowsAttrs, Score
 from epsc.ir.dims import Tensor
 from epsc.ir.graph import Graph

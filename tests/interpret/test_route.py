@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from epsc.interpret import interpret
-from epsc.interpret_weights import random_inputs, random_weights
+from epsc.interpret.weights import random_inputs, random_weights
 from epsc.ir.attrs import Choose, GroupBy, RouteAttrs, Score
 from epsc.ir.graph import Graph
 from tests.interpret import naive

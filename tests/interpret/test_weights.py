@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from epsc.interpret import interpret
-from epsc.interpret_weights import random_inputs, random_param, random_weights
+from epsc.interpret.weights import random_inputs, random_param, random_weights
 from epsc.ir.attrs import Act, ActAttrs, Choose, ExpertGemmAttrs, RouteAttrs, Score
 from epsc.ir.errors import EpsError
 from epsc.ir.scales import param_scales

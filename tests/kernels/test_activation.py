@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from epsc.codegen.triton_kernels import activation
-from epsc.interpret import _activation
+from epsc.interpret import arithmetic
 from epsc.ir.attrs import Act, ActAttrs
 
 Load = Callable[[str], Any]
@@ -27,7 +27,7 @@ def test_activations(load: Load, attrs: ActAttrs, count: int, width: int, dtype:
     x = (2 * torch.randn(count, width * (1 + attrs.fn.gated), generator=numbers)).to(dtype)
     out = torch.full((count, width), torch.nan, dtype=dtype)
     kernels.act(x, out)
-    torch.testing.assert_close(out, _activation(attrs, x.float()).to(dtype))
+    torch.testing.assert_close(out, arithmetic.activation(attrs, x.float()).to(dtype))
 
 
 @pytest.mark.parametrize("fn", Act, ids=str)

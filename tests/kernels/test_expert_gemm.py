@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from epsc.codegen.triton_kernels import Tile, expert_gemm, tiles
-from epsc.interpret import _activation
+from epsc.interpret.arithmetic import activation
 from epsc.ir.attrs import Act, ActAttrs
 
 Load = Callable[[str], Any]
@@ -73,7 +73,7 @@ def test_activation_in_the_epilogue(load: Load, counts: list[int], attrs: ActAtt
     rows, weight, ends = problem(counts, 2 * 40, 24, torch.bfloat16)
     out = torch.full((len(rows), 40), torch.nan, dtype=rows.dtype)
     kernels.gemm(rows, weight, ends, out, 2, SMALL)
-    wanted = _activation(attrs, right(rows, weight, counts)).to(rows.dtype)
+    wanted = activation(attrs, right(rows, weight, counts)).to(rows.dtype)
     torch.testing.assert_close(out[: sum(counts)], wanted)
     assert out[sum(counts) :].isnan().all()
 

@@ -9,7 +9,7 @@ import torch
 
 from epsc import driver
 from epsc.interpret import interpret
-from epsc.interpret_weights import random_weights
+from epsc.interpret.weights import random_weights
 from epsc.ir.dims import TOKENS
 from epsc.ir.errors import EpsError
 from epsc.ir.graph import Graph

@@ -149,7 +149,7 @@ def _one(job: Job, rank: int, at: dict[str, Any]) -> Result:
     import torch
 
     from epsc.interpret import interpret
-    from epsc.interpret_weights import random_inputs, random_weights
+    from epsc.interpret.weights import random_inputs, random_weights
     from epsc.ir.graph import Graph
 
     if job.program not in _modules:
