@@ -88,7 +88,15 @@ def _transfer_s(ranks: Ranks) -> float:
     """An all2all of one element for each rank."""
     a = torch.zeros(ranks.world, device=ranks.device)
     out = torch.empty_like(a)
-    return _device_seconds(ranks, lambda: dist.all_to_all_single(out, a)) if ranks.world > 1 else 1e-6
+    if ranks.world == 1:
+        return 1e-6
+
+    def many() -> None:
+        for _ in range(20):
+            dist.all_to_all_single(out, a)
+
+    # In a row: what one takes holds how far apart the hosts of the ranks began.
+    return _device_seconds(ranks, many) / 20
 
 
 def _link_bytes_per_s(ranks: Ranks) -> float:
@@ -114,7 +122,7 @@ def _device_seconds(ranks: Ranks, work: Callable[[], object]) -> float:
             found.append(time.perf_counter() - start)
             continue
         # The device idles while the host launches, so that launches do not count.
-        torch.cuda._sleep(2_000_000)
+        torch.cuda._sleep(10_000_000)
         begins, ends = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begins.record()
         work()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,13 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from epsc.bench.alone import lonely
 from epsc.bench.contender import load_module
 from epsc.bench.ranks import Ranks
 
 REPEATS = 7
-HEAD_START = 200_000
-"""Clock cycles, about 0.1 ms, that the GPU idles before a step, so that the host has launched it by then."""
-
 Spans = dict[str, tuple[float, float]]
 """Step -> start and end in seconds."""
 
@@ -78,7 +75,7 @@ class Program:
         spans: list[tuple[str, str, Any, Any]] = []
         self.ranks.settle()
         origin = before()
-        run.now, run.spans = (self._lonely(run) if alone else before), spans
+        run.now, run.spans = (lonely(self.ranks, run) if alone else before), spans
         try:
             self.layer(*given)
             self.ranks.settle()
@@ -89,28 +86,3 @@ class Program:
             return float(origin.elapsed_time(moment)) / 1e3 if cuda else moment - origin
 
         return {step: (since(start), since(end)) for _, step, start, end in spans}
-
-    def _lonely(self, run: Any) -> Callable[[], Any]:
-        """A clock that lets a step run by itself: the program asks it before and after each."""
-        at = ""
-
-        def now() -> Any:
-            nonlocal at
-            begins, at = run.at != at, run.at
-            if self.ranks.device.type != "cuda":
-                for lane in run.lanes:
-                    lane.drain()
-                if begins:
-                    self.ranks.settle()
-                return time.perf_counter()
-            event = torch.cuda.Event(enable_timing=True)
-            if begins:
-                self.ranks.settle()
-                torch.cuda._sleep(HEAD_START)
-                event.record()
-            else:
-                event.record()
-                torch.cuda.synchronize()
-            return event
-
-        return now
