@@ -48,7 +48,7 @@ def main() -> None:
         sys.exit(EXIT_INPUT)
 
 
-IN_MODULES = ("bench", "calibrate", "diff", "explain", "inspect", "trace", "tune")
+IN_MODULES = ("bench", "calibrate", "compare", "diff", "explain", "inspect", "trace", "tune")
 """Commands in modules of their own, each loaded when it is asked for: `epsc check` answers at once."""
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,24 +68,41 @@ def compile_all(
             except EpsError as error:
                 refused(each.name, error)
                 continue
-            file = f"{head['layer']}_{re.sub(r'[^a-z0-9]+', '_', each.name.lower())}_ep{ep}.py"
-            driver.save(folder / file, program.text)
-            transfers = [s.key for s in plan.schedule.steps if plan.schedule.node(s).info.role is Role.TRANSFER]
-            programs.append(
-                {
-                    "name": each.name,
-                    "ep": ep,
-                    "file": file,
-                    "schedule": each.schedule,
-                    "defines": each.defines,
-                    "lines": len(program.text.splitlines()),
-                    "steps": len(plan.schedule.steps),
-                    "transfers": transfers,
-                }
-            )
+            programs.append(_entry(folder, head["layer"], each.name, plan, program.text, each.defines))
     manifest = {**(head or {}), "source": Path(source.name).name, "defines": options.defines, "programs": programs}
     driver.save(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     return programs
+
+
+def write_plans(plans: Mapping[str, driver.Plan], folder: Path) -> None:
+    """Programs of plans of one layer, by name, and their manifest. Raises EpsError for what no benchmark can run."""
+    first = next(iter(plans.values()))
+    head = _head(first.layer.said)
+    made = [
+        _entry(folder, head["layer"], name, plan, driver.write(plan).text, plan.layer.options.defines)
+        for name, plan in plans.items()
+    ]
+    manifest = {**head, "source": Path(first.layer.source.name).name, "defines": {}, "programs": made}
+    driver.save(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+
+def _entry(
+    folder: Path, layer: str, name: str, plan: driver.Plan, text: str, defines: dict[str, str]
+) -> dict[str, Any]:
+    """Write one program; what the manifest says of it."""
+    ep = plan.schedule.ep
+    file = f"{layer}_{re.sub(r'[^a-z0-9]+', '_', name.lower())}_ep{ep}.py"
+    driver.save(folder / file, text)
+    return {
+        "name": name,
+        "ep": ep,
+        "file": file,
+        "schedule": plan.schedule.name,
+        "defines": defines,
+        "lines": len(text.splitlines()),
+        "steps": len(plan.schedule.steps),
+        "transfers": [s.key for s in plan.schedule.steps if plan.schedule.node(s).info.role is Role.TRANSFER],
+    }
 
 
 def _head(graph: Graph) -> dict[str, Any]:

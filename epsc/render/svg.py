@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import pairwise
 from math import floor, log10
@@ -23,26 +23,42 @@ _LANE, _GAP, _GUTTER, _HEAD = 30, 6, 110, 40
 
 def timeline_svg(timeline: Timeline, width: int = 900) -> str:
     """Lanes as rows, time to the right, exposed transfers in red below; a legend."""
-    scale = (width - _GUTTER - 10) / timeline.total if timeline.total else 0.0
-    body: list[str] = [_text(headline(timeline), 10, 18, 13, weight="bold")]
-    bottom = _HEAD + (len(timeline.lanes) + 1) * (_LANE + _GAP)
-    body += _axis(timeline.total, scale, bottom)
+    return timelines_svg((timeline,), width)
+
+
+def timelines_svg(timelines: Sequence[Timeline], width: int = 900) -> str:
+    """Timelines above each other on one axis, the first on top."""
+    total = max(timeline.total for timeline in timelines)
+    scale = (width - _GUTTER - 10) / total if total else 0.0
+    tops, bottom = list[int](), 0
+    for timeline in timelines:
+        tops.append(bottom)
+        bottom += _HEAD + (len(timeline.lanes) + 1) * (_LANE + _GAP)
+    body: list[str] = []
+    for i, (timeline, top) in enumerate(zip(timelines, tops, strict=True)):
+        body.append(_text(headline(timeline), 10, top + 18, 13, weight="bold"))
+        if i == 0:
+            body += _axis(total, scale, bottom)
+        body += _lanes(timeline, scale, top + _HEAD)
+    legend, height = _legend(timelines, bottom + 34, width)
+    return _picture(width, height, [*body, *legend], " and ".join(map(headline, timelines)))
+
+
+def _lanes(timeline: Timeline, scale: float, top: float) -> Iterator[str]:
     for row, lane in enumerate(timeline.lanes):
-        y = _HEAD + row * (_LANE + _GAP)
-        body.append(_text(_fitted(lane, _GUTTER - 20, 12), 10, y + 19, 12))
+        y = top + row * (_LANE + _GAP)
+        yield _text(_fitted(lane, _GUTTER - 20, 12), 10, y + 19, 12)
         for event in timeline.events:
             if event.lane == lane and event.seconds:
-                body += _bar(event, scale, y)
-    y = _HEAD + len(timeline.lanes) * (_LANE + _GAP)
+                yield from _bar(event, scale, y)
+    y = top + len(timeline.lanes) * (_LANE + _GAP)
     if timeline.transfers:
-        body.append(_text("exposed", 10, y + 15, 12, fill=_BAD))
+        yield _text("exposed", 10, y + 15, 12, fill=_BAD)
         for start, end in timeline.exposed:
             x, wide = _GUTTER + start * scale, max(0.5, (end - start) * scale)
-            body.append(f"<rect x='{x:.2f}' y='{y}' width='{wide:.2f}' height='20' fill='{_BAD}'/>")
+            yield f"<rect x='{x:.2f}' y='{y}' width='{wide:.2f}' height='20' fill='{_BAD}'/>"
             if _fits(words := duration(end - start), wide - 4, 10):
-                body.append(_text(words, x + 3, y + 14, 10, fill="#fff"))
-    legend, height = _legend(timeline, bottom + 34, width)
-    return _picture(width, height, [*body, *legend], headline(timeline))
+                yield _text(words, x + 3, y + 14, 10, fill="#fff")
 
 
 def graph_svg(graph: Graph) -> str:
@@ -130,14 +146,14 @@ def _axis(total: float, scale: float, bottom: float) -> Iterator[str]:
         k += 1
 
 
-def _legend(timeline: Timeline, top: float, width: int) -> tuple[list[str], float]:
+def _legend(timelines: Sequence[Timeline], top: float, width: int) -> tuple[list[str], float]:
     """Samples in lines that fit, and where the last one ends."""
     used: dict[str, Look] = {}
-    for event in timeline.events:
+    for event in (event for timeline in timelines for event in timeline.events):
         look = look_of(event.role, event.direction)
         used[look.key] = look
     samples = [(look.light, look.words) for key, look in BY_KEY.items() if key in used]
-    samples += [(_BAD, "a transfer that nothing hides")] if timeline.exposed else []
+    samples += [(_BAD, "a transfer that nothing hides")] if any(timeline.exposed for timeline in timelines) else []
     made: list[str] = []
     x, y = 10.0, top
     for fill, words in samples:

@@ -11,7 +11,13 @@ from epsc.machine.balanced import region
 from epsc.machine.timeline import Timeline
 from epsc.render.amounts import amount, duration
 
-_NUMBERS = frozenset({"#", "SMs", "rows", "moved", "FLOP", "starts", "takes", "A", "B", "B - A"})
+_NUMBERS = frozenset(
+    {
+        *("#", "SMs", "rows", "moved", "FLOP", "starts", "takes", "A", "B", "B - A"),
+        *("predicted", "measured", "error", "exposed", "hidden", "sent", "weights read", "weights held", "buffers"),
+        *("launches", "roundings"),
+    }
+)
 """Columns that are aligned to the right."""
 
 
