@@ -17,6 +17,8 @@ from epsc.render.measured import Measured
 _US = 1e6
 _ALL_TO_ALL = 16
 """Up to so many ranks, signals are drawn from every rank to every rank; beyond, to rank 0 only: they go by squares."""
+_THREADS = 1000
+"""Thread ids of a process start at its own multiple of this: Perfetto mixes up two threads that share an id."""
 _INSIDE_US = 1e-3
 """A flow leaves so long before the end of its slice: on the edge, it would belong to none."""
 
@@ -55,8 +57,18 @@ def _named(pid: int, name: str, order: dict[str, int]) -> Iterator[dict[str, Any
     yield {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}}
     yield {"ph": "M", "name": "process_sort_index", "pid": pid, "args": {"sort_index": pid}}
     for lane, tid in order.items():
-        yield {"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": lane}}
-        yield {"ph": "M", "name": "thread_sort_index", "pid": pid, "tid": tid, "args": {"sort_index": tid}}
+        thread = {"pid": pid, "tid": _thread(pid, tid)}
+        yield {"ph": "M", "name": "thread_name", **thread, "args": {"name": lane}}
+        yield {"ph": "M", "name": "thread_sort_index", **thread, "args": {"sort_index": tid}}
+
+
+def _thread(pid: int, lane: int) -> int:
+    return (pid + 1) * _THREADS + lane
+
+
+def _us(seconds: float) -> float:
+    """Whole nanoseconds, which is what Perfetto counts in: two steps that touch would overlap by a part of one."""
+    return round(seconds * _US, 3)
 
 
 def _slice(event: Event, pid: int, order: dict[str, int], kind: str) -> dict[str, Any]:
@@ -67,8 +79,8 @@ def _slice(event: Event, pid: int, order: dict[str, int], kind: str) -> dict[str
         told |= {"memory_bytes": round(work.hbm_bytes), "link_bytes": round(work.link_bytes)}
     if event.waited_for:
         told["waited_for"] = event.waited_for
-    tid = order.setdefault(event.lane, len(order))
-    times = {"ts": round(event.start * _US, 4), "dur": round(event.seconds * _US, 4)}
+    tid = _thread(pid, order.setdefault(event.lane, len(order)))
+    times = {"ts": _us(event.start), "dur": round(_us(event.end) - _us(event.start), 3)}
     return {"ph": "X", "name": event.step, "cat": kind, "pid": pid, "tid": tid, **times, "args": told}
 
 
@@ -85,9 +97,10 @@ def _flows(
                     if before is None or after is None:
                         continue
                     name = {"name": "signal" if wait.everywhere else "wait", "cat": f"{kind} waits"}
-                    end = max(before.start * _US, before.end * _US - _INSIDE_US)
+                    end = max(_us(before.start), round(_us(before.end) - _INSIDE_US, 3))
                     told = {"value": wait.value, "hazard": wait.hazard.value}
-                    here = {"pid": other * stride + offset, "tid": order[before.lane], "ts": round(end, 4)}
+                    pid, then = other * stride + offset, rank * stride + offset
+                    here = {"pid": pid, "tid": _thread(pid, order[before.lane]), "ts": end}
                     yield {"ph": "s", **name, **here, "args": told}
-                    there = {"pid": rank * stride + offset, "tid": order[after.lane], "ts": round(after.start * _US, 4)}
+                    there = {"pid": then, "tid": _thread(then, order[after.lane]), "ts": _us(after.start)}
                     yield {"ph": "f", "bp": "e", **name, **there, "args": told}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
@@ -21,7 +21,13 @@ def missing() -> str:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        return "" if os.path.exists(play.chromium.executable_path) else "no Chromium on this machine"  # noqa: PTH110
+        return "" if Path(play.chromium.executable_path).exists() else "no Chromium on this machine"
+
+
+def axe() -> Path | None:
+    """The script of axe-core, which finds faults of accessibility."""
+    spec = importlib.util.find_spec("axe_playwright_python")
+    return Path(spec.origin).with_name("axe.min.js") if spec and spec.origin else None
 
 
 def _path() -> str | None:

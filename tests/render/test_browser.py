@@ -1,11 +1,10 @@
 """The page in a real browser: it opens from disk, shows what the plan says, and can be used by mouse and keyboard.
 
-Skipped where there is no Chromium; AXE_JS names the file of axe-core for the check of accessibility.
+Skipped where there is no Chromium.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from epsc.render.html import page
-from tests.render.browser import browser, missing
+from tests.render.browser import axe, browser, missing
 from tests.render.pages import HOSTILE, LOADS, large, side, with_trace
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
@@ -279,12 +278,14 @@ def test_no_text_lies_on_another(chromium: Any, tmp_path: Path, width: int, sche
     assert shown.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
 
 
-@pytest.mark.skipif("AXE_JS" not in os.environ, reason="AXE_JS names no axe.min.js")
+@pytest.mark.skipif(axe() is None, reason="axe-playwright-python, which holds axe-core, is not installed")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_serious_fault_of_accessibility(chromium: Any, tmp_path: Path, scheme: str) -> None:
     shown = Shown(chromium, page("cut", [side()]), tmp_path, scheme=scheme)
     shown.page.mouse.click(*shown.middle("sent[expert_group:0/3]"))
-    shown.page.evaluate(Path(os.environ["AXE_JS"]).read_text(encoding="utf-8") + ";0")
+    script = axe()
+    assert script
+    shown.page.evaluate(script.read_text(encoding="utf-8") + ";0")
     found = shown.page.evaluate(
         "async () => (await axe.run()).violations.map((v) => [v.impact, v.id, v.nodes[0].html])"
     )
