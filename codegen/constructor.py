@@ -75,6 +75,8 @@ def _layout(regions: Regions, scope: Scope, dispatch: str) -> list[str]:
         raise refuse(f"rows of `{dispatch}` lie in {layout.count} pieces of the tokens, but an op cuts them otherwise")
     cls = "ByToken" if layout.axis is Axis.TOKENS else "ByExpert"
     args = [str(local), str(layout.count), str(tuple(cuts)), "self.device"]
+    if regions.stays(dispatch):
+        cls, args = "Local", [*args, "self.rank"]
     return call(f"self.{scope.layouts[dispatch]} = {cls}", args, "", 8)
 
 

@@ -61,6 +61,8 @@ def context(schedule: Schedule, spec_text: str, version: str, load: tuple[int, i
         "one_sided": bool(scope.slots),
         "one_sided_kinds": {node.kind for node in graph.nodes} & set(ONE_SIDED),
         "collective": any(step.comm for step in schedule.steps),
+        "collective_kinds": {node.kind for node in graph.nodes},
+        "same_tokens": schedule.same_tokens,
         "memory_lines": memory_line(schedule, load[1]),
         "dtype": TORCH_DTYPES[base_dtype(schedule)],
         "input_constants": input_lines(schedule),
@@ -111,7 +113,9 @@ def _scope(schedule: Schedule, functions: dict[object, str], variants: Variants)
 
 def _layout_classes(regions: Regions, scope: Scope) -> list[str]:
     axes = {regions.layout(dispatch).axis is Axis.TOKENS for dispatch in scope.layouts}
-    return ["layout_tokens.jinja" if by_token else "layout_experts.jinja" for by_token in sorted(axes)]
+    found = ["layout_tokens.jinja" if by_token else "layout_experts.jinja" for by_token in sorted(axes)]
+    stays = any(map(regions.stays, scope.layouts))
+    return [*found, "layout_local.jinja"] if stays else found
 
 
 def _op_files(graph: Graph, regions: Regions, gemms: Gemms, variants: Variants, keeps: bool) -> list[str]:
@@ -177,10 +181,13 @@ def _forward(regions: Regions, inputs: list[str]) -> dict[str, Any]:
         for line in _expect(name, graph.types[value], base)
     ]
     first += [f"{name} = by_tokens(tokens, {n}, {copies})" for (n, copies), name in sorted(regions.ranges.items())]
+    own, may = "Each rank brings its own tokens.", "The number of tokens may differ between ranks, and be 0."
+    if regions.schedule.same_tokens:
+        own = may = "Ranks that share tokens (SAME_TOKENS) bring the same."
     return {
-        "class_doc": f"{graph.name}: {shapes} -> {outs}. Each rank brings its own tokens.",
+        "class_doc": f"{graph.name}: {shapes} -> {outs}. {own}",
         "forward_head": call("def forward", ["self", *(f"{name}: Tensor" for name in inputs)], _arrow(graph), 4),
-        "forward_doc": f"{shapes} -> {outs}. The number of tokens may differ between ranks, and be 0.",
+        "forward_doc": f"{shapes} -> {outs}. {may}",
         "first_lines": first,
         "result_type": "Tensor" if len(graph.results) == 1 else f"tuple[{', '.join(['Tensor'] * len(graph.results))}]",
         "results": ", ".join(map(regions.variable, graph.results)),

@@ -97,6 +97,37 @@ class Ops:
         sizes = self.regions.sizes(self.regions.dispatch(at.node))
         return {"index": index, "ends": ends, "layout": self._layout_of(at.node), "sizes": sizes}
 
+    def _fetch(self, at: At) -> Op:
+        out, counts = (self.regions.variable(value) for value in (at.node.outs[0], at.node.ins[0]))
+        return {"out": out, "counts": counts, "layout": self._layout_of(at.node)}
+
+    def _own_rows(self, at: At) -> Op:
+        index, ends = map(self.regions.variable, at.node.outs)
+        args = (self.regions.variable(at.node.ins[0]), self.regions.sizes(self.regions.dispatch(at.node)))
+        return {"index": index, "ends": ends, "layout": self._layout_of(at.node), "args": args}
+
+    def _pick_rows(self, at: At) -> Op:
+        assert isinstance(at.node.attrs, RowsAttrs)
+        index = self._index(at)
+        return {
+            "rows": self.regions.indexed(at.step.reads[0]),
+            "index": index if at.node.attrs.top_k == 1 else f"{index} // {at.node.attrs.top_k}",
+            "out": self.regions.write(at.step, at.step.writes[0]).expr,
+        }
+
+    def _place_rows(self, at: At) -> Op:
+        return {
+            "rows": self.regions.read(at.step, at.step.reads[0]),
+            "index": self.regions.variable(at.node.ins[1]),
+            "out": self.regions.write(at.step, at.step.writes[0]).expr,
+        }
+
+    def _collective(self, at: At) -> Op:
+        """A method of the transport on rows of tokens."""
+        out = self.regions.write(at.step, at.step.writes[0]).expr
+        rows = self.regions.read(at.step, at.step.reads[0])
+        return {"function": f"self.transport.{at.node.kind}", "args": (out, rows, string(at.step.comm))}
+
     def _permute(self, at: At) -> Op:
         assert isinstance(at.node.attrs, RowsAttrs)
         order = self.regions.variable(at.node.ins[1])
@@ -277,6 +308,11 @@ _OPS: dict[str, Callable[[Ops, At], Op]] = {
     "exchange": Ops._exchange,
     "sizes": Ops._sizes,
     "arrange": Ops._arrange,
+    "fetch": Ops._fetch,
+    "own_rows": Ops._own_rows,
+    "pick_rows": Ops._pick_rows,
+    "place_rows": Ops._place_rows,
+    "all_reduce": Ops._collective,
     "permute": Ops._permute,
     "all2all": Ops._all2all,
     "regroup": Ops._regroup,

@@ -20,8 +20,21 @@ from epsc.ir.attrs import (
 )
 from epsc.ir.graph import Graph, Node
 
-_SAME = frozenset({"all2all", "regroup", "ungroup", "unpermute", "tell", "put_rows", "copy_rows", "put_back"})
-_NOTHING = frozenset({"layout", "exchange", "sizes", "arrange", "count", "locate", "aim"})
+_SAME = frozenset(
+    {
+        "all2all",
+        "regroup",
+        "ungroup",
+        "unpermute",
+        "tell",
+        "put_rows",
+        "copy_rows",
+        "put_back",
+        "place_rows",
+        "all_reduce",
+    }
+)
+_NOTHING = frozenset(["layout", "exchange", "sizes", "arrange", "count", "locate", "aim", "fetch", "own_rows"])
 
 
 class Reference:
@@ -141,6 +154,7 @@ class Reference:
 _WRITERS: dict[str, Callable[[Reference, Node], list[str]]] = {
     "route": Reference._route,
     "permute": Reference._permute,
+    "pick_rows": Reference._permute,
     "expand": Reference._permute,
     "put_copies": Reference._permute,
     "expert_gemm": Reference._expert_gemm,

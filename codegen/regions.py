@@ -13,6 +13,11 @@ from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.graph import Graph, Node
 from epsc.ir.schedule import Buffer, Layout, Ref, Schedule, Step
 
+_OF_DISPATCH = frozenset(
+    ["exchange", "sizes", "arrange", "permute", "all2all", "ungroup", "regroup", "fetch", "own_rows", "pick_rows"]
+)
+"""Kinds that belong to the dispatch whose layout they read."""
+
 
 def refuse(what: str) -> EpsError:
     """For schedules that cannot be written out."""
@@ -68,7 +73,7 @@ class Regions:
                 mine = node.name.removesuffix(f".{node.kind}")
             else:
                 mine = next((found[value] for value in reversed(node.ins) if value in found), "")
-                if node.kind not in ("exchange", "sizes", "arrange", "permute", "all2all", "ungroup", "regroup"):
+                if node.kind not in _OF_DISPATCH:
                     continue
             if mine:
                 found.update(dict.fromkeys(node.outs, mine))
@@ -115,6 +120,10 @@ class Regions:
         attrs = known.attrs
         assert isinstance(attrs, RowsAttrs)
         return attrs.experts
+
+    def stays(self, dispatch: str) -> bool:
+        """Whether its rows stay on their rank, which has all tokens."""
+        return self.graph.node[dispatch].kind == "pick_rows"
 
     # --- rows ---
 

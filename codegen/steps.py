@@ -151,7 +151,7 @@ class Steps:
             args.append("mark=True")
         if step.key in self.signalled:
             args.append("signal=True")
-        if isinstance(node.attrs, TransferAttrs) and not node.info.one_sided:
+        if node.info.role is Role.TRANSFER and not node.info.one_sided:
             args.append("transfer=True")
         if step.sms and node.kind in ("gemm", "expert_gemm", "expert_gemm_act") and step.sms < self.schedule.chip_sms:
             args.append(f"sms_left={self.schedule.chip_sms - step.sms}")
@@ -166,6 +166,11 @@ _WHAT = {
     "arrange": "where each row that arrives belongs",
     "regroup": "rows by expert",
     "ungroup": "rows by source rank again",
+    "fetch": "counts of rows by expert, for the host",
+    "own_rows": "which copies of tokens have their expert on this rank",
+    "pick_rows": "rows by expert, of the experts here",
+    "place_rows": "copies in token order, zeros where their expert is on another rank",
+    "all_reduce": "the sum of what all ranks made",
     "count": "the rank of each copy of a token among those of its expert",
     "tell": "every rank learns what the tokens of this one chose",
     "put_rows": "each token goes once to every rank that has an expert for it",

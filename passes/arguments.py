@@ -17,6 +17,9 @@ USAGE = {
     "routing": "the experts and weights of each token: routing(ids, weights, experts=8)",
     "dispatch": "rows and a route: dispatch(x, r)",
     "combine": "routed rows and their route: combine(h, r)",
+    "select_local": "rows and a route: select_local(x, r)",
+    "scatter_rows": "selected rows and their route: scatter_rows(h, r)",
+    "all_reduce": "sums of the ranks of a mesh axis, and that axis: all_reduce(y, ep)",
     "gemm": "rows, a weight and a width: gemm(x, gate_up, 2*1536)",
     "mlp": "rows, an activation and a width: mlp(x, swiglu, 3072)",
     "stack": "a layer, rows and a number: stack(block, x, 61)",
@@ -35,6 +38,14 @@ class Arguments(Nodes, ABC):
             self.faults.add("bad-argument", "this is a route; rows are needed here", expr.span)
         if isinstance(value, Ids):
             self.faults.add("bad-argument", "these are numbers of experts; rows are needed here", expr.span)
+        if isinstance(value, Rows) and value.partial:
+            self.faults.add(
+                "partial-sum",
+                "this is what one rank adds to a sum, not the sum",
+                expr.span,
+                help=f"sum it over the ranks first: `all_reduce(.., {value.partial})`",
+            )
+            return False
         return isinstance(value, Rows)
 
     def _rows_arg(self, call: Call, index: int, scope: Scope) -> Rows | None:

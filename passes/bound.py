@@ -41,6 +41,8 @@ class Rows:
     type: Tensor
     route: Route | None = None
     dispatch: str = ""
+    partial: str = ""
+    """The mesh axis over whose ranks these are parts of a sum."""
 
 
 Bound = Route | Rows | Ids | None

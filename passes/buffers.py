@@ -14,7 +14,7 @@ from epsc.passes.wishes import Context
 from epsc.proof.happens import Happens
 
 # Rows that an index addresses from the start of the whole value, so that the value must be in one piece.
-_WHOLE_READS = ("regroup", "unpermute", "unpermute_sum", "all2all")
+_WHOLE_READS = ("regroup", "unpermute", "unpermute_sum", "all2all", "pick_rows", "place_rows")
 _WHOLE_WRITES = ("permute", "ungroup", "all2all")
 
 

@@ -17,9 +17,9 @@ from epsc.ir.graph import Graph
 from epsc.ir.spec import Binary, Bind, Broken, Call, Expr, LayerDecl, Name, Number, Return, Spec
 from epsc.passes.arguments import USAGE
 from epsc.passes.bound import Bound, Ids, Route, Rows, Scope
+from epsc.passes.collectives import Collectives
 from epsc.passes.nodes import MAX_NODES
 from epsc.passes.numbers import Numbers
-from epsc.passes.ops import Ops
 
 FLOATS = (DType.BF16, DType.FP16, DType.FP32)
 
@@ -59,7 +59,7 @@ def draft(spec: Spec, numbers: Numbers, layer: str | None, ep: int, faults: Faul
     return _Builder(layers, numbers, ep, faults).draft(decl)
 
 
-class _Builder(Ops):
+class _Builder(Collectives):
     """Layers, their statements, and expressions over them."""
 
     def __init__(self, layers: Mapping[str, LayerDecl], numbers: Numbers, ep: int, faults: Faults) -> None:
@@ -110,6 +110,8 @@ class _Builder(Ops):
                 next((s.value.span for s in decl.body if isinstance(s, Return)), decl.span),
                 help="a route only says which experts a token chose: return what `combine` gives back",
             )
+        if isinstance(result, Rows):
+            self._is_rows(result, next(s.value for s in decl.body if isinstance(s, Return)))
         if len(self.faults.errors) > before or not isinstance(result, Rows):
             inputs = tuple(arg.name for arg in decl.args if arg.name in self.types)
             everything = tuple(value for node in self.nodes for value in node.outs)
@@ -307,6 +309,9 @@ BUILTINS: dict[str, Callable[[_Builder, Call, Scope, str], Bound]] = {
     "routing": _Builder._routing,
     "dispatch": _Builder._dispatch,
     "combine": _Builder._combine,
+    "select_local": _Builder._select_local,
+    "scatter_rows": _Builder._scatter_rows,
+    "all_reduce": _Builder._all_reduce,
     "gemm": _Builder._gemm,
     "mlp": _Builder._mlp,
     "stack": _Builder._stack,

@@ -36,6 +36,13 @@ class Canonicalise:
                                     back.all2all  = all2all(back.ungroup)
                                     back.unpermute = unpermute(back.all2all) copies in token order
                                     back          = weighted_sum(copies, r.weights)
+        sent = select_local(x, r) -->  sent.layout = layout(r.experts)        copies of all tokens, by expert
+                                    sent.fetch    = fetch(counts)            the host learns the counts
+                                    sent.sizes    = sizes(counts)
+                                    sent.own      = own_rows(order)          which copies have their expert here
+                                    sent          = pick_rows(x, index)      rows by expert
+        back = scatter_rows(h, r) -->  back.place = place_rows(h, index)      copies in token order, into zeros
+                                    back          = weighted_sum(copies, r.weights)
         one-sided            -->    back.put      = put_sums(h, weights)     a sum per token and rank goes home
                                     back          = sum_ranks(back.put)
         and each copy apart  -->    back.put      = put_back(h, place)       a row for each copy goes home
@@ -64,6 +71,11 @@ class Canonicalise:
                 ends[node.name] = f"{node.name}.arrange.ends"
             elif node.kind == "combine":
                 nodes += _combine(node, types)
+            elif node.kind == "select_local":
+                nodes += _select_local(node, types)
+                ends[node.name] = f"{node.name}.own.ends"
+            elif node.kind == "scatter_rows":
+                nodes += _scatter_rows(node, types)
             elif node.kind == "expert_gemm":
                 dispatch = types[node.ins[0]].shape[0].symbol[len("rows(") : -1]
                 nodes.append(replace(node, ins=(node.ins[0], ends[dispatch])))
@@ -131,6 +143,41 @@ def _combine(node: Node, types: dict[str, Tensor]) -> list[Node]:
         ),
         op(".unpermute", "unpermute", (f"{c}.all2all", f"{d}.layout.place")),
         op("", "weighted_sum", (f"{c}.unpermute", weights)),
+    ]
+
+
+def _select_local(node: Node, types: dict[str, Tensor]) -> list[Node]:
+    assert isinstance(node.attrs, RowsAttrs)
+    d, attrs = node.name, node.attrs
+    x, experts = node.ins
+    counts = Tensor(DType.INT64, (Dim(attrs.experts),))
+    copies = Tensor(DType.INT64, (TOKENS.times(attrs.top_k),))
+    ends = Tensor(DType.INT32, (Dim(attrs.experts),))
+
+    def op(suffix: str, kind: str, ins: tuple[str, ...], outs: dict[str, Tensor]) -> Node:
+        name = f"{d}{suffix}"
+        types.update({f"{name}{out}": tensor for out, tensor in outs.items()})
+        return replace(node, name=name, kind=kind, ins=ins, outs=tuple(f"{name}{out}" for out in outs))
+
+    both = Tensor(DType.INT64, (Dim(2 * attrs.experts),))
+    index = Tensor(DType.INT64, (rows(d),))
+    return [
+        op(".layout", "layout", (experts,), {".order": copies, ".place": copies, ".counts": counts}),
+        op(".fetch", "fetch", (f"{d}.layout.counts",), {"": counts}),
+        op(".sizes", "sizes", (f"{d}.layout.counts", f"{d}.fetch"), {"": both}),
+        op(".own", "own_rows", (f"{d}.layout.order", f"{d}.sizes"), {".index": index, ".ends": ends}),
+        op("", "pick_rows", (x, f"{d}.own.index"), {"": types[d]}),
+    ]
+
+
+def _scatter_rows(node: Node, types: dict[str, Tensor]) -> list[Node]:
+    assert isinstance(node.attrs, RowsAttrs)
+    h, _, weights = node.ins
+    d, place = types[h].shape[0].symbol[len("rows(") : -1], f"{node.name}.place"
+    types[place] = Tensor(types[h].dtype, (TOKENS.times(node.attrs.top_k), types[h].shape[1]))
+    return [
+        replace(node, name=place, kind="place_rows", ins=(h, f"{d}.own.index"), outs=(place,)),
+        replace(node, kind="weighted_sum", ins=(place, weights)),
     ]
 
 

@@ -96,7 +96,17 @@ def _layouts(
     layouts = []
     for dispatch, nodes in branches.items():
         moved = [node for node in nodes if node.kind in ("all2all", "regroup", "ungroup")]
-        if not moved:  # one-sided: in one piece
+        if not moved:  # one-sided, or rows that stay: in one piece
+            for node in nodes:
+                own = splits.get(node.name)
+                if own and own[0] is not Axis.EXPERT_GROUP:
+                    faults.add(
+                        "split-mismatch",
+                        f"`{node.origin}` is {_text(own)}, but `{graph.node[dispatch].origin}`, which brings its rows,"
+                        " has them by expert",
+                        wishes.split_spans.get(node.name) or node.span,
+                        help="split by expert_group",
+                    )
             continue
         cut = splits.get(moved[0].name)
         for node in moved[1:]:

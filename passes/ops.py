@@ -167,6 +167,10 @@ class Ops(Arguments):
         return Rows(name, tensor, route, name)
 
     def _combine(self, call: Call, scope: Scope, want: str) -> Bound:
+        return self._home(call, scope, want, "combine", "dispatch")
+
+    def _home(self, call: Call, scope: Scope, want: str, kind: str, sent_by: str) -> Rows | None:
+        """Rows back to tokens, by an op of `kind`, which takes what one of kind `sent_by` made."""
         self._count_args(call, 2)
         h, route = self._rows_arg(call, 0, scope), self._route_arg(call, 1, scope)
         self._options(call, NoAttrs)
@@ -174,12 +178,20 @@ class Ops(Arguments):
             return None
         if h.route != route:
             what = "these rows were not dispatched" if h.route is None else "these rows were sent by another route"
-            self.faults.add("bad-argument", f"{what}: `combine` takes back what `dispatch` sent", call.args[0].span)
+            self.faults.add("bad-argument", f"{what}: `{kind}` takes back what `{sent_by}` sent", call.args[0].span)
             return None
-        name = self._fresh(scope, want if want and want != "return" else "combine")
+        if (maker := next(node.kind for node in self.nodes if node.name == h.dispatch)) != sent_by:
+            self.faults.add(
+                "bad-argument",
+                f"these rows come from `{maker}`: `{kind}` takes back what `{sent_by}` made",
+                call.args[0].span,
+                help=f"write `{'scatter_rows' if kind == 'combine' else 'combine'}`",
+            )
+            return None
+        name = self._fresh(scope, want if want and want != "return" else kind)
         tensor = Tensor(h.type.dtype, (TOKENS, h.type.shape[1]))
         ins = (h.name, route.experts, route.weights)
-        self._emit(name, "combine", ins, RowsAttrs(route.attrs.experts, route.attrs.top_k), (tensor,), scope, call.span)
+        self._emit(name, kind, ins, RowsAttrs(route.attrs.experts, route.attrs.top_k), (tensor,), scope, call.span)
         return Rows(name, tensor)
 
     def _gemm(self, call: Call, scope: Scope, want: str) -> Bound:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from epsc.ir.attrs import TransferAttrs
+from epsc.ir.attrs import CollectiveAttrs, TransferAttrs
 from epsc.ir.graph import Node
 from epsc.ir.kinds import Role
 from epsc.ir.schedule import HOST_LANE, Lane, Schedule, Stage, Step
@@ -40,10 +40,10 @@ class Place:
             origins = {graph.node[name].origin for name in freed}
             for node in graph.nodes:
                 # What a rank tells the others is short, and waited for at once.
-                if isinstance(node.attrs, TransferAttrs) and node.origin in origins and node.kind != "tell":
-                    lane_of[node.name] = node.attrs.direction.value
+                if node.info.role is Role.TRANSFER and node.origin in origins and node.kind != "tell":
+                    lane_of[node.name] = _own_lane(node)
             for partition in wishes.partitions:
-                directions = {_direction(graph.node[name]) for name in partition.nodes}
+                directions = {_own_lane(graph.node[name]) for name in partition.nodes}
                 lane = directions.pop() if len(directions) == 1 else "transfer"
                 lane_of |= dict.fromkeys(partition.nodes, lane)
             for beside in wishes.besides:
@@ -60,7 +60,7 @@ class Place:
             node = graph.node[step.node]
             lane = HOST_LANE if node.info.role is Role.HOST else lane_of.get(node.name, COMPUTE_LANE)
             collective = node.info.role is Role.TRANSFER and not node.info.one_sided
-            comm = ("ep" if lane == COMPUTE_LANE else lane) if collective else ""
+            comm = _comm(node, lane) if collective else ""
             sms = 0
             if sms_of and lane_of:
                 sms = sms_of.get(node.name, left if node.info.role is Role.COMPUTE else 0)
@@ -80,6 +80,18 @@ class Place:
         return replace(schedule, stage=Stage.PLACED, steps=steps, lanes=lanes, order=befores)
 
 
-def _direction(node: Node) -> str:
+def _own_lane(node: Node) -> str:
+    """Where a transfer goes that is to have a lane of its own."""
+    if isinstance(node.attrs, CollectiveAttrs):
+        return "collective"
     assert isinstance(node.attrs, TransferAttrs)
     return node.attrs.direction.value
+
+
+def _comm(node: Node, lane: str) -> str:
+    """A communicator has the ranks of one mesh axis, and the transfers of one lane."""
+    assert isinstance(node.attrs, TransferAttrs | CollectiveAttrs)
+    axis = node.attrs.mesh
+    if lane == COMPUTE_LANE:
+        return axis
+    return lane if axis == "ep" else f"{lane}_{axis}"

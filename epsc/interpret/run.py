@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from epsc.interpret import arithmetic, lowered, one_sided, said
+from epsc.interpret import arithmetic, collectives, lowered, one_sided, said
 from epsc.interpret.shapes import Sizes, check_given, checked
 from epsc.ir.attrs import CallAttrs
 from epsc.ir.graph import Graph
@@ -54,6 +54,8 @@ _OPS: dict[str, Callable[..., object]] = {
     "route": said.route,
     "dispatch": said.dispatch,
     "combine": said.combine,
+    "select_local": said.dispatch,
+    "scatter_rows": said.combine,
     "layout": lowered.layout,
     "exchange": lowered.exchange,
     "sizes": lowered.sizes,
@@ -71,6 +73,11 @@ _OPS: dict[str, Callable[..., object]] = {
     "unpermute": lowered.unpermute,
     "weighted_sum": lowered.weighted_sum,
     "unpermute_sum": lowered.unpermute_sum,
+    "fetch": collectives.fetch,
+    "own_rows": collectives.own_rows,
+    "pick_rows": collectives.pick_rows,
+    "place_rows": collectives.place_rows,
+    "all_reduce": collectives.same,
     "count": one_sided.count,
     "tell": one_sided.tell,
     "put_rows": one_sided.put_rows,

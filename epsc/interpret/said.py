@@ -64,7 +64,7 @@ def ended(graph: Graph, node: Node, values: Mapping[str, Tensor]) -> Tensor:
     """Row ends per expert for a said expert_gemm, which names none: from the dispatch that its input's type names."""
     symbol = graph.types[node.ins[0]].shape[0].symbol
     source = graph.node.get(symbol.removeprefix("rows(").removesuffix(")"))
-    if source is None or source.kind != "dispatch" or not isinstance(source.attrs, RowsAttrs):
+    if source is None or source.kind not in ("dispatch", "select_local") or not isinstance(source.attrs, RowsAttrs):
         message = f"op `{node.name}` (expert_gemm) reads `{node.ins[0]}`, which is not rows of a dispatch"
         help = "an expert_gemm reads rows(d) of a dispatch `d`, or rows and their ends"
         raise EpsError(Diagnostic("no-row-ends", message, node.span, help=help))

@@ -91,6 +91,13 @@ class TransferAttrs:
 
 
 @dataclass(frozen=True)
+class CollectiveAttrs:
+    """A collective on rows of tokens over the mesh axis `mesh`."""
+
+    mesh: str
+
+
+@dataclass(frozen=True)
 class GemmAttrs:
     """`x @ weight^T (+ bias)`; a weight is [out, in], an expert weight [experts, out, in], as in checkpoints.
 
@@ -193,4 +200,14 @@ class NoAttrs:
     """Nothing to say."""
 
 
-Attrs = RouteAttrs | RowsAttrs | TransferAttrs | GemmAttrs | ExpertGemmAttrs | ActAttrs | CallAttrs | NoAttrs
+Attrs = (
+    RouteAttrs
+    | RowsAttrs
+    | TransferAttrs
+    | CollectiveAttrs
+    | GemmAttrs
+    | ExpertGemmAttrs
+    | ActAttrs
+    | CallAttrs
+    | NoAttrs
+)

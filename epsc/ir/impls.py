@@ -93,6 +93,30 @@ def _one_sided(name: str, kind: str, doc: str, bound: Bound = Bound.LINK) -> Imp
     return Impl(name, kind, doc, Needs(), _GPU_SMS | {Resource.INTRA_LINK}, Cost(bound, 0.75), kind)
 
 
+def _collectives(kind: str) -> tuple[Impl, Impl]:
+    """A collective of torch.distributed, by NCCL and by gloo."""
+    return (
+        Impl(
+            "nccl",
+            kind,
+            f"torch.distributed {kind} over NCCL",
+            Needs(device="cuda"),
+            frozenset({Resource.SMS, Resource.INTRA_LINK}),
+            Cost(Bound.LINK, 0.65),
+            kind,
+        ),
+        Impl(
+            "gloo",
+            kind,
+            f"torch.distributed {kind} over gloo, on a thread of its own",
+            Needs(device="cpu"),
+            frozenset({Resource.INTRA_LINK}),
+            Cost(Bound.LINK, 0.8),
+            kind,
+        ),
+    )
+
+
 _EXPERT_GEMMS = (
     Impl(
         "persistent",
@@ -180,6 +204,7 @@ IMPLS: tuple[Impl, ...] = (
         Cost(Bound.LATENCY, 1.0),
         "exchange",
     ),
+    *_collectives("all_reduce"),
     _one_sided("put", "tell", "a kernel stores what every rank must know into its memory", Bound.LATENCY),
     _one_sided("put", "put_rows", "a kernel stores each row once into the memory of every rank that has use for it"),
     _one_sided("put", "put_copies", "a kernel stores each copy of a row where the product of its expert reads it"),
@@ -212,6 +237,10 @@ IMPLS: tuple[Impl, ...] = (
     _torch("regroup", "index_select"),
     _triton("ungroup", "one kernel that moves 16 bytes at a time, where index_copy_ moves an element"),
     _torch("ungroup", "index_copy_", efficiency=0.28),
+    _torch("fetch", "a copy to pinned memory", Bound.LATENCY, 1.0),
+    _torch("own_rows", "a slice of the order, and prefix sums on the host", Bound.LATENCY, 1.0),
+    _torch("pick_rows", "index_select"),
+    _torch("place_rows", "zeros, then index_copy_", launches=2, efficiency=0.28),
     _torch("gemm", "mm", Bound.FLOPS, 0.85),
     _triton("activation", "one kernel"),
     _torch("activation", "elementwise torch ops", launches=2, efficiency=0.25),

@@ -12,6 +12,7 @@ from enum import StrEnum
 from epsc.ir.attrs import (
     ActAttrs,
     CallAttrs,
+    CollectiveAttrs,
     ExpertGemmActAttrs,
     ExpertGemmAttrs,
     GemmAttrs,
@@ -94,6 +95,20 @@ KINDS: dict[str, Kind] = _table(
         lowered=False,
     ),
     Kind(
+        "select_local",
+        "x[tokens, hidden], experts -> rows[rows(d), hidden] of the experts of this rank, by expert",
+        Role.MEMORY,
+        RowsAttrs,
+        lowered=False,
+    ),
+    Kind(
+        "scatter_rows",
+        "rows[rows(d), hidden], experts, weights -> y[tokens, hidden]: what the experts of this rank add to each token",
+        Role.MEMORY,
+        RowsAttrs,
+        lowered=False,
+    ),
+    Kind(
         "layout",
         "experts -> order int64[k*tokens]: the token copy in each send row; place: its inverse; counts per expert",
         Role.CONTROL,
@@ -172,6 +187,35 @@ KINDS: dict[str, Kind] = _table(
         Role.MEMORY,
         RowsAttrs,
         _TOKENWISE,
+    ),
+    # --- every rank has all tokens: rows stay, sums travel
+    Kind("fetch", "counts -> the same, on their way to the host", Role.CONTROL, RowsAttrs),
+    Kind(
+        "own_rows",
+        "order, sizes -> index int64[rows(d)]: the token copy in each row of a local expert; ends int32 per expert",
+        Role.CONTROL,
+        RowsAttrs,
+        outs=(".index", ".ends"),
+    ),
+    Kind(
+        "pick_rows",
+        "x[tokens, hidden], index -> rows[rows(d), hidden], by expert",
+        Role.MEMORY,
+        RowsAttrs,
+        frozenset({Axis.EXPERT_GROUP}),
+    ),
+    Kind(
+        "place_rows",
+        "rows[rows(d), hidden], index -> copies[k*tokens, hidden] in token order, zeros for experts of other ranks",
+        Role.MEMORY,
+        RowsAttrs,
+    ),
+    Kind(
+        "all_reduce",
+        "y[tokens, hidden], a part of a sum on each rank of a mesh axis -> the sum, on each of them",
+        Role.TRANSFER,
+        CollectiveAttrs,
+        moves_rows=True,
     ),
     # --- one-sided transfers: a rank stores into the memory of the others, where every token has a place, its slot
     Kind(

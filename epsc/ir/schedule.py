@@ -23,6 +23,7 @@ from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.graph import Graph, Node
 from epsc.ir.impls import Choice
 from epsc.ir.kinds import Role
+from epsc.ir.mesh import DeviceMesh
 from epsc.ir.text import split
 
 
@@ -226,6 +227,25 @@ class Schedule:
     buffers: tuple[Buffer, ...] = ()
     order: tuple[tuple[str, str], ...] = field(default=())
     """Pairs of nodes that a schedule asked to be issued one before the other, beyond what data demands."""
+    meshes: tuple[DeviceMesh, ...] = ()
+    """How ranks are arranged, if they do more than to share experts; all meshes are over the same ranks."""
+
+    @property
+    def ranks(self) -> int:
+        """All ranks that run it."""
+        return self.meshes[0].ranks if self.meshes else self.ep
+
+    def mesh_of(self, axis: str) -> DeviceMesh:
+        """The mesh that has an axis."""
+        plain = DeviceMesh("experts", (("ep", self.ep),))
+        return next(mesh for mesh in self.meshes or (plain,) if axis in dict(mesh.axes))
+
+    @cached_property
+    def same_tokens(self) -> tuple[tuple[int, int], ...]:
+        """Axes (stride and size) over whose ranks the inputs of the layer are the same."""
+        axes = dict.fromkeys("ep" for node in self.graph.nodes if node.kind == "own_rows")
+        found = [(self.mesh_of(axis).stride(axis), self.mesh_of(axis).size(axis)) for axis in axes]
+        return tuple(found)
 
     @cached_property
     def step(self) -> dict[str, Step]:
@@ -244,7 +264,7 @@ class Schedule:
     def __str__(self) -> str:
         head = f"schedule {self.name}: ep {self.ep}, sms {self.chip_sms}, stage {self.stage.name.lower()} {{"
         order = [f"order {first} before {then}" for first, then in self.order]
-        items = [*self.layouts, *self.lanes, *order, *self.storages, *self.buffers, *self.steps]
+        items = [*self.meshes, *self.layouts, *self.lanes, *order, *self.storages, *self.buffers, *self.steps]
         return "\n".join([str(self.graph), head, *(f"  {item}" for item in items), "}"])
 
     @staticmethod
@@ -263,9 +283,12 @@ class Schedule:
         storages: list[Storage] = []
         buffers: list[Buffer] = []
         order: list[tuple[str, str]] = []
+        meshes: list[DeviceMesh] = []
         for line in lines[1:-1]:
             if line.startswith("step "):
                 steps.append(Step.parse(line))
+            elif line.startswith("mesh "):
+                meshes.append(DeviceMesh.parse(line))
             elif found := re.fullmatch(r"layout (\S+): (?:whole|(\w+) (\d+))", line):
                 layouts.append(Layout(found[1], Axis(found[2]) if found[2] else None, int(found[3] or 1)))
             elif found := re.fullmatch(r"lane (\S+): (\w+) priority (-?\d+)", line):
@@ -292,6 +315,7 @@ class Schedule:
             tuple(storages),
             tuple(buffers),
             tuple(order),
+            tuple(meshes),
         )
 
 

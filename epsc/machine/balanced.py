@@ -49,11 +49,13 @@ def count(dim: Dim, schedule: Schedule, node: Node, load: int) -> float:
         return dim.scale
     if dim.symbol == "ranks":
         return dim.scale * schedule.ep
-    whole = dim.scale * load * (schedule.ep if dim.symbol == "slots" else 1)
+    whole: float = dim.scale * load * (schedule.ep if dim.symbol == "slots" else 1)
     if dim.symbol.startswith(("rows(", "sends(")):
         dispatch = schedule.graph.node[dim.symbol.partition("(")[2][:-1]]
         if isinstance(dispatch.attrs, RowsAttrs | TransferAttrs | RouteAttrs):
             whole *= dispatch.attrs.top_k
+        if dispatch.kind == "pick_rows":  # of tokens that all ranks have
+            whole /= schedule.ep
         node = dispatch
     return whole * share(dim.cuts, schedule, node, load)
 

@@ -38,6 +38,10 @@ class _Devices(Mapping[str, Device]):
 DEVICES: Mapping[str, Device] = _Devices()
 
 
+AXES = ("ep",)
+"""Axes of a mesh that ops can name."""
+
+
 @dataclass(frozen=True)
 class Mesh:
     """How ranks are arranged: over experts, inside an expert (or layer), and over data."""

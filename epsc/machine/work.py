@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from epsc.ir.attrs import ExpertGemmActAttrs
+from epsc.ir.attrs import CollectiveAttrs, ExpertGemmActAttrs
 from epsc.ir.dims import Axis
 from epsc.ir.impls import Impl, impls_of
 from epsc.ir.kinds import Role
@@ -23,7 +23,7 @@ from epsc.machine.balanced import (
     row_count,
 )
 
-_GATHERS = frozenset({"permute", "regroup", "ungroup", "unpermute"})
+_GATHERS = frozenset({"permute", "regroup", "ungroup", "unpermute", "pick_rows"})
 _SUMS = frozenset({"unpermute_sum", "weighted_sum", "sum_copies"})
 _CALL_GEMMS = 4
 """A module that nobody looked into is taken for the four projections of an attention block."""
@@ -66,6 +66,20 @@ def remote_share(schedule: Schedule, step: Step) -> float:
     return (last - max(first, 1)) / (last - first) if last > max(first, 1) else 0.0
 
 
+def sent_bytes(schedule: Schedule, step: Step, reads: float, writes: float) -> float:
+    """Bytes that leave this rank, by the ring that is best for large ones: an all_reduce is a reduce_scatter, then an
+    all_gather."""
+    node = schedule.node(step)
+    if not isinstance(node.attrs, CollectiveAttrs):
+        return writes * remote_share(schedule, step)
+    ranks = schedule.mesh_of(node.attrs.mesh).size(node.attrs.mesh)
+    return _RINGS[node.kind] * max(reads, writes) * (ranks - 1) / ranks
+
+
+_RINGS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}
+"""How often a collective sends, around the ring, the larger of what it reads and writes."""
+
+
 def work(schedule: Schedule, step: Step, load: int, backend: str = "cuda", impl: Impl | None = None) -> Work:
     """What `step` does when every rank has `load` tokens and routing is balanced; by `impl`, else by its choice's."""
     node = schedule.node(step)
@@ -96,7 +110,7 @@ def work(schedule: Schedule, step: Step, load: int, backend: str = "cuda", impl:
     if node.kind in _SUMS:
         moved = writes * (1 + getattr(node.attrs, "top_k", 1))
     if node.info.role is Role.TRANSFER:
-        link = writes * remote_share(schedule, step)
+        link = sent_bytes(schedule, step, reads, writes)
         # A collective moves what it writes; one that gathers or sums what it sends reads that.
         moved = writes + (reads if node.info.one_sided else writes)
     return Work(flops, moved, weights, padding, after, link, launches, rows, chosen)

@@ -93,7 +93,8 @@ class Ranks:
             process.join()
 
 
-_modules: dict[str, Any] = {}
+_modules: dict[str, tuple[Any, int]] = {}
+"""Program -> its layer, and the first of the ranks that hold the same tokens as this one."""
 
 
 def _work(rank: int, count: int, store: str, jobs: Connection, where: Connection) -> None:
@@ -154,8 +155,10 @@ def _one(job: Job, rank: int, at: dict[str, Any]) -> Result:
 
     if job.program not in _modules:
         module = load_program(job.program)
-        _modules[job.program] = layer_class(module)(dtype=torch.float32, device="cpu")
-    layer = at["layer"] = _modules[job.program]
+        layer = layer_class(module)(dtype=torch.float32, device="cpu")
+        _modules[job.program] = layer, getattr(module, "holder", int)(rank)
+    layer, rank = _modules[job.program]
+    at["layer"] = layer
     graph = Graph.parse(job.graph)
     weights = random_weights(graph, job.seed, torch.float32)
     route(weights, graph, job.routing)

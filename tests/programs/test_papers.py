@@ -72,6 +72,17 @@ def test_read_me() -> None:
     assert Happens.of(made).beside("sent.copy", "mlp.gate_up")
 
 
+def test_ppmoe() -> None:
+    """No all2all: rows of local experts are selected where they are, put into zeros, and one all_reduce sums them."""
+    made = planned("ppmoe")
+    assert [step.key for step in made.steps if step.comm] == ["y"] and made.graph.node["y"].kind == "all_reduce"
+    assert not [step for step in made.steps if made.node(step).info.one_sided]
+    kinds = [made.node(step).kind for step in made.steps]
+    wanted = ["route", "own_rows", "pick_rows", "expert_gemm_act", "expert_gemm", "place_rows", "all_reduce"]
+    assert [kind for kind in kinds if kind in wanted] == wanted
+    assert made.same_tokens == ((1, 8),)
+
+
 def test_memtl() -> None:
     """Nothing is sent; heads run beside each other, behind the trunk."""
     made = planned("memtl")
