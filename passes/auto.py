@@ -31,8 +31,9 @@ SMS_FOR_TRANSFERS = (0, 16, 24, 32)
 MARGIN = 0.05
 """A cut plan must be predicted faster than a simpler one by this share, or the simpler one stays: predictions err by
 about as much (docs/cost-model.md)."""
-TRANSPORTS = ("collective", "put", "copy")
-"""How rows may travel: by a collective, or one-sided, which takes GPUs of one node."""
+TRANSPORTS = ("collective", "put", "copy", "put_copies", "put_each")
+"""How rows may travel: by a collective, or one-sided, which takes GPUs of one node: a token once to each rank, by SMs
+or copy engines, or each copy of it straight to its row; home as one sum from each rank, or (`put_each`) each copy."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Candidate:
     schedule: Schedule
     """As far as it takes to simulate it: synchronised, not proven."""
     seconds: float
+    """The fewer of the two: as it is, and as a CUDA graph where it can be one."""
+    graph: bool = False
+    """Whether that is as a graph."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class _Names:
     """All that a cut cuts: what moves, and what runs on rows that moved."""
     shared: tuple[str, ...]
     """Products that need nothing of the experts."""
+    routers: tuple[str, ...]
 
     @staticmethod
     def of(graph: Graph) -> _Names:
@@ -70,6 +75,7 @@ class _Names:
             origins([n.origin for n, _ in moves]),
             origins([n.origin for n in graph.nodes if n.origin in between]),
             origins([n.origin for n in graph.nodes if n.kind == "gemm" and n.origin not in {*between, "return"}]),
+            origins([n.origin for n in graph.nodes if n.kind == "route"]),
         )
 
 
@@ -105,16 +111,22 @@ def candidates(
                     # Copy engines take none.
                     moved = names.moved if transport != "copy" else _homes(names)
                     directives.append(Reserve(Number(sms), _targets(moved)))
-                # Rows put on as many SMs as they like keep products from running beside them.
-                beside = bool(names.shared) and (transport != "put" or sms > 0)
-                if beside:
-                    directives.append(Beside(_targets(names.shared), _targets(names.dispatches[:1])))
-                if not (axis or beside or travels):
-                    continue  # nothing to hide behind: that is serial
-                words = [transport] if travels else []
-                words += [f"{axis}_{count}" if axis else "beside" if beside else "whole", f"sms_{sms}"]
-                found.append(ScheduleDecl("_".join(words), tuple(directives)))
+                for beside in _besides(names, transport, sms):
+                    if not (axis or beside or travels):
+                        continue  # nothing to hide behind: that is serial
+                    run = (Beside(_targets(beside), _targets(names.dispatches[:1])),) if beside else ()
+                    words = [transport] if travels else []
+                    words += [f"{axis}_{count}" if axis else "beside" if beside else "whole", f"sms_{sms}"]
+                    found.append(ScheduleDecl("_".join(words), (*directives, *run)))
     return found
+
+
+def _besides(names: _Names, transport: str, sms: int) -> list[tuple[str, ...]]:
+    """What may run beside the first dispatch: the choices."""
+    if transport == "copy":  # it sends all tokens, wherever they are to go
+        return [(), (*names.routers, *names.shared)]
+    # Rows put on as many SMs as they like keep products from running beside them.
+    return [names.shared if not transport.startswith("put") or sms else ()]
 
 
 def _homes(names: _Names) -> tuple[str, ...]:
@@ -125,8 +137,10 @@ def _travels(names: _Names, transport: str) -> list[Directive]:
     if transport == "collective":
         return []
     homes = _homes(names)
-    made: list[Directive] = [Use((Name(transport),), (), _targets(names.dispatches))]
-    made += [Use((Name("put"),), (), _targets(homes)), LocalReduce(_targets(homes))]
+    by = "copy" if transport == "copy" else "put"
+    made: list[Directive] = [Use((Name(by),), (), _targets(names.dispatches)), Use((Name("put"),), (), _targets(homes))]
+    if transport != "put_each":
+        made.append(LocalReduce(_targets(homes)))
     return [*made, Dedup(_targets(names.dispatches))] if transport == "put" else made
 
 
@@ -146,8 +160,17 @@ def search(
             if decl.name == "serial" or any(d.message.startswith("after pass") for d in error.diagnostics):
                 raise
             continue  # the layer cannot have this one, as it could not if a user wrote it
-        asked.append(Candidate(decl, schedule, simulate(schedule, cluster, load).total))
+        asked.append(Candidate(decl, schedule, *fastest(schedule, cluster, load)))
     return best_of(asked), asked
+
+
+def fastest(schedule: Schedule, cluster: Cluster, load: int) -> tuple[float, bool]:
+    """Predicted seconds as it is run best, and whether that is as a CUDA graph."""
+    eager = simulate(schedule, cluster, load).total
+    if cluster.device.backend != "cuda" or not schedule.capturable:
+        return eager, False
+    graph = simulate(schedule, cluster, load, graph=True).total
+    return (graph, True) if graph < eager else (eager, False)
 
 
 def best_of(asked: list[Candidate]) -> Candidate:

@@ -62,6 +62,10 @@ def load_module(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+    for made in vars(module).values():
+        # Kernels that programs have in common are compiled once: Triton tells them apart by the line they start in.
+        if hasattr(made, "starting_line_number"):
+            made.starting_line_number = 1
     return module
 
 
@@ -77,6 +81,11 @@ def load_program(path: Path, weights: dict[str, Tensor], device: torch.device, d
         raise RuntimeError(f"{path} has {len(classes)} layers with `load`, not one")
     layer = classes[0](device=device, dtype=dtype)
     layer.load(weights)
+    for name, weight in module.WEIGHTS.items():
+        # Programs share their weights: copies for each of them would fill the device.
+        own, given = getattr(layer, weight.attribute), weights.get(name)
+        if given is not None and (own.shape, own.dtype, own.device) == (given.shape, given.dtype, given.device):
+            own.data = given
     made: nn.Module = layer.eval()
     return made
 

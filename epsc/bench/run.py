@@ -46,6 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=2, help="how often all is measured")
     parser.add_argument("--forwards", type=int, default=0, help="soak: so many forwards instead of measuring")
     parser.add_argument("--graph", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--steps", action=argparse.BooleanOptionalAction, default=True, help="also run each step alone")
     parser.add_argument("--kernels", action="store_true", help="also profile each contender at the largest load")
     parser.add_argument("--budget", type=float, default=480, help="seconds after which nothing new is begun")
     parser.add_argument("--patience", type=float, default=100, help="seconds until a transfer counts as stuck")
@@ -192,9 +193,9 @@ def cell(s: Session, workload: str, tokens: int) -> None:
     steps: dict[int, Alone | None] = {}
     for c in s.contenders:
         figures = Figures.of(samples[c.name])
-        if id(c.layer) not in steps:
+        if s.args.steps and id(c.layer) not in steps:
             steps[id(c.layer)] = apart(s, c, inputs, where)
-        parts = steps[id(c.layer)]
+        parts = steps.get(id(c.layer))
         share = parts.hidden(figures.median) if parts and s.ranks.world > 1 else None
         found["contenders"][c.name] = {
             **figures.as_json(),

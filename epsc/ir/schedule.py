@@ -255,6 +255,12 @@ class Schedule:
     def layout(self) -> dict[str, Layout]:
         return {layout.dispatch: layout for layout in self.layouts}
 
+    @cached_property
+    def capturable(self) -> bool:
+        """Whether its program can be a CUDA graph: rows travel one-sided, and the host is asked for nothing."""
+        infos = [self.node(step).info for step in self.steps]
+        return any(info.one_sided for info in infos) and all(info.role is not Role.HOST for info in infos)
+
     def node(self, step: Step) -> Node:
         return self.graph.node[step.node]
 

@@ -60,6 +60,8 @@ class Device:
     """From a flag that one rank sets to another rank's kernel that waits for it."""
     step_s: float = 0.0
     """Host time of a step besides its launches: streams, events, views, what a collective's call takes."""
+    graph_s: float = 0.0
+    """To replay a CUDA graph: its launch, and its inputs into memory of its own."""
     profile: str = ""
     """The name of the profile that these numbers are from."""
     origins: tuple[tuple[str, str], ...] = ()

@@ -43,9 +43,11 @@ SECTIONS: dict[str, dict[str, tuple[str, float]]] = {
         "transfer_us": ("transfer_floor_s", 1e-6),
         "host_sync_us": ("host_sync_s", 1e-6),
         "signal_us": ("signal_s", 1e-6),
+        "graph_us": ("graph_s", 1e-6),
     },
 }
 """Section -> key, which ends in its unit -> field of Device, and the unit."""
+_MAY_LACK = ("graph_us",)
 _CHIP_MORE = ("backend", "capability", "tile")
 _HEAD = ("device", "ranks", "nodes", "measured", "origin", "base")
 _NAME = re.compile(r"([a-z]\w*?)x(\d+)(?:_nodes(\d+))?")
@@ -205,7 +207,7 @@ def _profile(said: dict[str, Any], name: str, base: Profile | None, reader: _Rea
             if key in values:
                 number = reader.number(values[key], f"{section}.{key}", above=unit > 1) * unit
                 numbers[into] = int(number) if section == "chip" else number
-            elif base is None:
+            elif base is None and key not in _MAY_LACK:
                 reader.fault(f"{section}.{key}", "it is missing, and there is no `base` to take it from")
         for key in more:
             if key in values:

@@ -5,7 +5,8 @@ A step starts when all of these hold:
 1. the step before it on its lane is done;
 2. every step that it waits for is done, and its event has been seen (`Device.event_s`);
 3. the host has issued it. The host issues in the order of `steps`, takes `step_s`, and `launch_s` per kernel, and
-   stops at a step of the host lane until that is done. A step ends no earlier than its last kernel was issued;
+   stops at a step of the host lane until that is done. A step ends no earlier than its last kernel was issued. As a
+   CUDA graph (`graph`), all of it is issued at once: the host replays it, which takes `graph_s`;
 4. what it takes is free:
    - SMs: `sms` of them, or the whole chip if it is free to take what it likes (`sms` 0). So two such steps queue.
      Steps that keep to their SMs run together while the sum fits. A gather or an activation that is free to take what
@@ -50,8 +51,12 @@ from epsc.machine.work import Work
 _SMS, _COPY = "SMs", "copy engines"
 
 
-def simulate(schedule: Schedule, cluster: Cluster, load: int, costs: Costs | None = None) -> Timeline:
+def simulate(
+    schedule: Schedule, cluster: Cluster, load: int, costs: Costs | None = None, graph: bool = False
+) -> Timeline:
     """The timeline of one rank at `load` tokens per rank, routing balanced; `costs` say what else steps take alone.
+
+    `graph`: as a CUDA graph that is replayed (see `Schedule.capturable`).
 
     Raises EpsError if steps have no lanes yet, or if some can never start.
     """
@@ -59,7 +64,7 @@ def simulate(schedule: Schedule, cluster: Cluster, load: int, costs: Costs | Non
         raise EpsError(
             Diagnostic("not-placed", f"schedule `{schedule.name}` is only {schedule.stage.name.lower()}: no lanes")
         )
-    return _Run(schedule, cluster, load, costs).timeline()
+    return _Run(schedule, cluster, load, costs, graph).timeline()
 
 
 def waits_of(schedule: Schedule) -> dict[str, tuple[str, ...]]:
@@ -141,6 +146,7 @@ class _Run:
     cluster: Cluster
     load: int
     costs: Costs | None
+    graph: bool = False
     jobs: dict[str, _Job] = field(default_factory=dict)
     room: dict[str, int] = field(default_factory=dict)
 
@@ -165,7 +171,7 @@ class _Run:
                 impl,
                 amount,
                 seconds,
-                amount.launches * self.cluster.device.launch_s + self.cluster.device.step_s,
+                0.0 if self.graph else amount.launches * self.cluster.device.launch_s + self.cluster.device.step_s,
                 takes,
                 urgency.get(step.lane, 0),
                 last.get(step.lane, ""),
@@ -248,7 +254,7 @@ class _Run:
 
     def _host(self) -> Generator[None, float, None]:
         """The host: told the time, it issues as far ahead as it can, up to a step of its own that is not done."""
-        clock, stopped_by = 0.0, ""
+        clock, stopped_by = self.cluster.device.graph_s if self.graph else 0.0, ""
         now = yield
         for job in self.jobs.values():
             job.host_after = stopped_by
@@ -347,5 +353,6 @@ class _Run:
             self.load,
             tuple(lane for lane in used if lane in present),
             tuple(events),
-            sum(job.issue_s for job in self.jobs.values() if job.step.lane != HOST_LANE),
+            sum(job.issue_s for job in self.jobs.values() if job.step.lane != HOST_LANE)
+            + (self.cluster.device.graph_s if self.graph else 0.0),
         )
