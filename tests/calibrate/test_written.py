@@ -42,9 +42,9 @@ STEPS = {
 ALONE = {"sent.all2all": 500e-6, "sent": 150e-6, "up": 1000e-6, "n": 300e-6}
 
 
-def written(together: list[dict[str, tuple[float, float]]] | None = None, **more: Any) -> Profile:
+def written(together: list[dict[str, tuple[float, float]]] | None = None, issued: float = 1e-3, **more: Any) -> Profile:
     manifest = {"probes": [{"name": "p", "together": True, "loads": [{"tokens": 4096, "steps": STEPS}]}]}
-    found = {"tokens": 4096, "alone": ALONE, "whole": 2e-3, "issued": 1e-3, "together": together or []}
+    found = {"tokens": 4096, "alone": ALONE, "whole": 2e-3, "issued": issued, "together": together or []}
     journal = {**MACHINE, "program: p": [found], **more}
     head = Head("h200", "cuda", 2, "2026-11-22", line_gb_per_s=450)
     return parse(profile_text(journal, manifest, head), "p", "p.toml")
@@ -85,6 +85,12 @@ def test_a_gather_in_between_counts_as_work() -> None:
 def test_those_that_hardly_met_say_nothing() -> None:
     spans = {"sent.all2all": (0.0, 500e-6), "up": (400e-6, 1400e-6)}
     assert written([spans]).device.besides == ()
+
+
+def test_a_run_that_waited_for_the_host_says_nothing() -> None:
+    met = [{"sent.all2all": (0.0, 500e-6), "up": (100e-6, 1200e-6)}]
+    assert written(met, issued=1.4e-3).device.besides
+    assert not written(met, issued=1.6e-3).device.besides
 
 
 def test_the_host_time_of_a_step_is_what_more_steps_cost() -> None:
