@@ -183,3 +183,22 @@ def test_what_auto_chose_is_printed_after_a_pass(
     assert first == "# after buffers"
     half = len(rest.strip()) // 2
     assert rest.strip()[:half].strip() == rest.strip()[half:].strip()
+
+
+@pytest.mark.parametrize(("gpus", "preset", "told"), [(0, [], True), (0, ["--preset", "small"], False), (2, [], False)])
+def test_true_size_on_cpu_ranks_is_spoken_of(
+    gpus: int, preset: list[str], told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "gpus", lambda: gpus)
+    monkeypatch.setattr(launch, "run", lambda *_: 0)
+    assert epsc(monkeypatch, "run", "m.eps", "--nproc", "2", *preset) == DONE
+    assert ("--preset small is smaller" in capsys.readouterr().err) is told
+
+
+def test_too_many_groups_are_told_with_the_define_that_makes_fewer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = ["check", "m.eps", "-D", "groups=5", "-D", "ep=2"]
+    assert epsc(monkeypatch, *many) == INPUT
+    assert "use at most 4: -D groups=4" in capsys.readouterr().err
+    assert epsc(monkeypatch, *many[:-3], "groups=4", *many[-2:]) == DONE

@@ -55,7 +55,7 @@ def test_values(schedule: str, graph: bool, file: Path, tmp_path: Path) -> None:
 
 
 def test_rows_that_overflow_are_told_on_every_rank(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="room"):
+    with pytest.raises(AssertionError, match="overflows: rank"):
         check(made(file, "tight", None, tmp_path), "--tokens", "256", "--dtype", "bf16")
 
 
