@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from epsc.api.compiling import Compiled, compile
+    from epsc.api.graphs import capture
     from epsc.api.model import compile_model
     from epsc.api.tracing import Traced, trace
     from epsc.grammar.trace.seam import mark_experts
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 _LATE = {
     "Compiled": "epsc.api.compiling",
     "Traced": "epsc.api.tracing",
+    "capture": "epsc.api.graphs",
     "compile": "epsc.api.compiling",
     "compile_model": "epsc.api.model",
     "mark_experts": "epsc.grammar.trace.seam",
@@ -21,7 +23,7 @@ _LATE = {
 }
 """What needs torch, and so is loaded when it is asked for: `epsc check` does without."""
 
-__all__ = ["Compiled", "Traced", "__version__", "compile", "compile_model", "mark_experts", "trace"]
+__all__ = ["Compiled", "Traced", "__version__", "capture", "compile", "compile_model", "mark_experts", "trace"]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ from tests.trace.test_styles import Odd
 from tests.trace.work import block_of, off
 
 LIMIT = 1e-5
+ONE_SIDED = "use copy for sent  use put for back  local_reduce back"
 SPLIT = "split sent, h, back by expert_group into 2"
 
 
@@ -127,6 +128,17 @@ def test_a_module_that_was_changed_after_its_trace_is_refused() -> None:
     block.experts[0] = nn.Identity()  # type: ignore[assignment]
     with pytest.raises(EpsError, match="IndexAdd has changed since it was traced"):
         traced.tensors()
+
+
+def test_what_no_cuda_graph_can_hold_is_refused() -> None:
+    x = torch.randn(1, 4, HIDDEN)
+    with pytest.raises(EpsError, match="reads counts on the host in the middle of a pass") as caught:
+        epsc.capture(epsc.compile(block_of("IndexAdd")), x)
+    assert "one-sided" in str(caught.value.diagnostics[0].help)
+    with pytest.raises(EpsError, match="needs inputs on CUDA, not cpu"):
+        epsc.capture(epsc.compile(block_of("IndexAdd"), schedule=ONE_SIDED, tokens=(1, 64)), x)
+    with pytest.raises(EpsError, match="nothing in IndexAdd is compiled"):
+        epsc.capture(block_of("IndexAdd"), x)
 
 
 def test_gradients_are_refused() -> None:
