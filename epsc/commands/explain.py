@@ -143,9 +143,8 @@ def _what_if(cluster: Cluster, load: int) -> Iterator[_Change]:
     # Tables keep their ratio to the roofline of the device that they were measured on.
     base = device.base or device
     yield _Change("links twice as fast", replace(cluster, device=replace(device, base=base, **faster)), load)
-    yield _Change(
-        "no launch cost (CUDA graphs)", replace(cluster, device=replace(device, base=base, launch_s=0.0)), load
-    )
+    free = replace(device, base=base, launch_s=0.0, triton_s=0.0, step_s=0.0)
+    yield _Change("launches that cost the host nothing", replace(cluster, device=free), load)
     alone = replace(device, base=base, besides=tuple(replace(b, points=((1.0, 1.0),)) for b in device.besides))
     yield _Change("transfers that disturb no product", replace(cluster, device=alone), load)
 

@@ -61,6 +61,8 @@ class Cost:
     """Pads every expert to the largest: flops are those of the padded product."""
     activation_after: bool = False
     """A launch more reads what the product wrote, and makes the activation of it."""
+    triton: bool = False
+    """Its launches on CUDA are Triton's, which take the host longer than torch's."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,13 @@ def _torch(
 
 
 def _triton(kind: str, doc: str, launches: int = 1) -> Impl:
-    return Impl("triton", kind, doc, Needs(device="cuda"), _GPU_SMS, Cost(Bound.HBM, 0.8, launches), kind)
+    return Impl("triton", kind, doc, Needs(device="cuda"), _GPU_SMS, Cost(Bound.HBM, 0.8, launches, triton=True), kind)
 
 
 def _one_sided(name: str, kind: str, doc: str, bound: Bound = Bound.LINK) -> Impl:
     """On CUDA a Triton kernel over symmetric memory, on CPU torch ops over memory that processes share."""
-    return Impl(name, kind, doc, Needs(), _GPU_SMS | {Resource.INTRA_LINK}, Cost(bound, 0.75), kind)
+    occupies = _GPU_SMS | {Resource.INTRA_LINK}
+    return Impl(name, kind, doc, Needs(), occupies, Cost(bound, 0.75, triton=True), kind)
 
 
 def _collectives(kind: str) -> tuple[Impl, Impl]:
@@ -124,7 +127,7 @@ _EXPERT_GEMMS = (
         "one persistent Triton launch for all experts, over TMA; no bias, weights as [out, in]",
         Needs(device="cuda", capability=(9, 0), dtypes=frozenset({DType.BF16, DType.FP16}), align=16),
         _GPU_SMS,
-        Cost(Bound.FLOPS, 0.92, launches=2),
+        Cost(Bound.FLOPS, 0.92, launches=2, triton=True),
         "expert_gemm",
     ),
     Impl(

@@ -6,7 +6,9 @@ rank and k*T/experts for each expert.
 
 from __future__ import annotations
 
-from math import prod
+from functools import cache
+from math import prod, sqrt
+from statistics import NormalDist
 
 from epsc.ir.attrs import ExpertGemmAttrs, RouteAttrs, RowsAttrs, TransferAttrs
 from epsc.ir.dims import Axis, Cut, Cuts, Dim, Tensor
@@ -61,7 +63,8 @@ def count(dim: Dim, schedule: Schedule, node: Node, load: int) -> float:
 
 
 def chosen_share(schedule: Schedule, node: Node, load: int) -> float:
-    """The share of experts that are chosen at all, if tokens choose independently and evenly; 1 for any other op."""
+    """The share of its experts that are chosen at all, on the rank that has most of them, if tokens choose
+    independently and evenly; 1 for any other op."""
     if not isinstance(node.attrs, ExpertGemmAttrs) or load == 0:
         return 1.0
     rows = next((d for t in node.ins for d in schedule.graph.types[t].shape if d.symbol.startswith("rows(")), None)
@@ -69,7 +72,18 @@ def chosen_share(schedule: Schedule, node: Node, load: int) -> float:
     if dispatch is None or not isinstance(dispatch.attrs, RowsAttrs | TransferAttrs | RouteAttrs):
         return 1.0
     attrs = dispatch.attrs
-    return 1.0 - (1 - attrs.top_k / attrs.experts) ** (load * schedule.ep) if attrs.top_k < attrs.experts else 1.0
+    if attrs.top_k >= attrs.experts:
+        return 1.0
+    mean = 1.0 - (1 - attrs.top_k / attrs.experts) ** (load * schedule.ep)
+    # Whichever rank has more of them to read, all others wait for it.
+    spread = sqrt(mean * (1 - mean) / local_experts(schedule, node))
+    return min(1.0, mean + spread * _greatest(schedule.ep))
+
+
+@cache
+def _greatest(n: int) -> float:
+    """The greatest of n numbers that are normally distributed, on average (Blom's approximation)."""
+    return NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
 
 
 def region(ref: Ref, schedule: Schedule) -> Tensor:
@@ -78,8 +92,12 @@ def region(ref: Ref, schedule: Schedule) -> Tensor:
 
 
 def bytes_of(ref: Ref, schedule: Schedule, node: Node, load: int) -> float:
-    tensor = region(ref, schedule)
-    return tensor.dtype.bytes * count(tensor.numel, schedule, node, load) * filled(ref.value, schedule)
+    return size(region(ref, schedule), schedule, node, load) * filled(ref.value, schedule)
+
+
+def size(tensor: Tensor, schedule: Schedule, node: Node, load: int) -> float:
+    """Bytes of all of a tensor."""
+    return tensor.dtype.bytes * count(tensor.numel, schedule, node, load)
 
 
 def filled(value: str, schedule: Schedule) -> float:

@@ -89,10 +89,9 @@ def besides_bytes(done: Work) -> float:
     return done.padding_bytes + done.after_bytes
 
 
-def issue(schedule: Schedule, step: Step, cluster: Cluster, load: int) -> float:
-    """Seconds that the host is busy issuing `step`."""
-    device = cluster.device
-    return device.step_s + device.launch_s * work(schedule, step, load, device.backend).launches
+def issue(impl: Impl, done: Work, device: Device) -> float:
+    """Seconds that the host is busy issuing a step."""
+    return device.step_s + done.launches * (device.triton_s if impl.cost.triton else device.launch_s)
 
 
 def demand(done: Work, seconds: float, device: Device) -> float:

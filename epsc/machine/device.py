@@ -60,6 +60,8 @@ class Device:
     """From a flag that one rank sets to another rank's kernel that waits for it."""
     step_s: float = 0.0
     """Host time of a step besides its launches: streams, events, views, what a collective's call takes."""
+    triton_s: float = 0.0
+    """Host time to issue one Triton kernel from an emitted program, its arguments and outputs included."""
     graph_s: float = 0.0
     """To replay a CUDA graph: its launch, and its inputs into memory of its own."""
     profile: str = ""

@@ -43,11 +43,12 @@ SECTIONS: dict[str, dict[str, tuple[str, float]]] = {
         "transfer_us": ("transfer_floor_s", 1e-6),
         "host_sync_us": ("host_sync_s", 1e-6),
         "signal_us": ("signal_s", 1e-6),
+        "triton_us": ("triton_s", 1e-6),
         "graph_us": ("graph_s", 1e-6),
     },
 }
 """Section -> key, which ends in its unit -> field of Device, and the unit."""
-_MAY_LACK = ("graph_us",)
+_MAY_LACK = ("triton_us", "graph_us")
 _CHIP_MORE = ("backend", "capability", "tile")
 _HEAD = ("device", "ranks", "nodes", "measured", "origin", "base")
 _NAME = re.compile(r"([a-z]\w*?)x(\d+)(?:_nodes(\d+))?")
@@ -214,6 +215,8 @@ def _profile(said: dict[str, Any], name: str, base: Profile | None, reader: _Rea
                 numbers[key] = _chip(values[key], key, reader)
             elif base is None and key == "backend":
                 reader.fault("chip.backend", "it is missing: `cuda` or `cpu`")
+    if "launch_s" in numbers:
+        numbers.setdefault("triton_s", numbers["launch_s"])
     # Of two tables of one kind and implementation the later counts: the base's stand first.
     tables = (*(base.device.tables if base else ()), *_tables(said, measured, reader))
     besides = (*(base.device.besides if base else ()), *_besides(said, measured, reader))

@@ -4,9 +4,9 @@ A step starts when all of these hold:
 
 1. the step before it on its lane is done;
 2. every step that it waits for is done, and its event has been seen (`Device.event_s`);
-3. the host has issued it. The host issues in the order of `steps`, takes `step_s`, and `launch_s` per kernel, and
-   stops at a step of the host lane until that is done. A step ends no earlier than its last kernel was issued. As a
-   CUDA graph (`graph`), all of it is issued at once: the host replays it, which takes `graph_s`;
+3. the host has issued it. The host issues in the order of `steps`, takes `step_s`, and for each kernel `launch_s`, or
+   `triton_s` if it is Triton's, and stops at a step of the host lane until that is done. A step ends no earlier than
+   its last kernel was issued. As a CUDA graph (`graph`), all is issued at once: the host replays it, in `graph_s`;
 4. what it takes is free:
    - SMs: `sms` of them, or the whole chip if it is free to take what it likes (`sms` 0). So two such steps queue.
      Steps that keep to their SMs run together while the sum fits. A gather or an activation that is free to take what
@@ -42,8 +42,9 @@ from epsc.ir.impls import Bound, Impl, Resource
 from epsc.ir.kinds import Role
 from epsc.ir.regions import Regions
 from epsc.ir.schedule import HOST_LANE, Schedule, Stage, Step
+from epsc.machine.balanced import size
 from epsc.machine.cluster import Cluster
-from epsc.machine.cost import Costs, demand, price
+from epsc.machine.cost import Costs, demand, issue, price
 from epsc.machine.roofline import floor_of
 from epsc.machine.timeline import Event, Timeline
 from epsc.machine.work import Work
@@ -171,7 +172,7 @@ class _Run:
                 impl,
                 amount,
                 seconds,
-                0.0 if self.graph else amount.launches * self.cluster.device.launch_s + self.cluster.device.step_s,
+                0.0 if self.graph else issue(impl, amount, self.cluster.device),
                 takes,
                 urgency.get(step.lane, 0),
                 last.get(step.lane, ""),
@@ -254,7 +255,7 @@ class _Run:
 
     def _host(self) -> Generator[None, float, None]:
         """The host: told the time, it issues as far ahead as it can, up to a step of its own that is not done."""
-        clock, stopped_by = self.cluster.device.graph_s if self.graph else 0.0, ""
+        clock, stopped_by = self._replay() if self.graph else 0.0, ""
         now = yield
         for job in self.jobs.values():
             job.host_after = stopped_by
@@ -264,11 +265,20 @@ class _Run:
                     now = yield
                 clock, stopped_by = job.end, job.step.key
             else:
-                first = self.cluster.device.step_s + self.cluster.device.launch_s
-                job.issued = clock + min(job.issue_s, first)
+                launches = max(1, job.work.launches)
+                step = min(job.issue_s, self.cluster.device.step_s)
+                job.issued = clock + step + (job.issue_s - step) / launches
                 clock = job.issue_end = clock + job.issue_s
         while True:
             yield
+
+    def _replay(self) -> float:
+        """To launch a graph, and to copy its inputs to where it reads them."""
+        device, graph = self.cluster.device, self.schedule.graph
+        return device.graph_s + sum(
+            2 * size(graph.types[name], self.schedule, graph.nodes[0], self.load) / device.hbm_bytes_per_s
+            for name in graph.inputs
+        )
 
     def _constraints(self, job: _Job) -> list[tuple[float, int, str, str]]:
         """(time, rank, step, words) for each thing other than resources that holds the job; the last one binds."""
@@ -354,5 +364,5 @@ class _Run:
             tuple(lane for lane in used if lane in present),
             tuple(events),
             sum(job.issue_s for job in self.jobs.values() if job.step.lane != HOST_LANE)
-            + (self.cluster.device.graph_s if self.graph else 0.0),
+            + (self._replay() if self.graph else 0.0),
         )
