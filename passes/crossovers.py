@@ -70,5 +70,5 @@ def _seconds(graph: Graph, node: Node, impl: Impl, experts: int, rows: int, devi
     after = 0.0
     if impl.cost.activation_after and isinstance(node.attrs, ExpertGemmActAttrs):
         after = experts * rows * (node.attrs.out + node.attrs.width) * element / device.hbm_bytes_per_s
-    launches = impl.cost.launches or experts
-    return max(there.floor + there.slope * ratio(device, impl, at) + after, launches * (device.triton_s if impl.cost.triton else device.launch_s))
+    issued = (impl.cost.launches or experts) * (device.triton_s if impl.cost.triton else device.launch_s)
+    return max(there.floor + there.slope * ratio(device, impl, at) + after, issued)
