@@ -34,9 +34,10 @@ def constructor(schedule: Schedule, regions: Regions, scope: Scope, cls: str) ->
     }
 
 
-def given_modules(graph: Graph) -> list[str]:
-    """The modules that epsc does not look into, by name."""
-    return list(dict.fromkeys(node.attrs.module for node in graph.nodes if isinstance(node.attrs, CallAttrs)))
+def given_modules(graph: Graph) -> dict[str, int]:
+    """The modules that epsc does not look into, and how many columns each makes."""
+    calls = [(node, node.attrs) for node in graph.nodes if isinstance(node.attrs, CallAttrs)]
+    return {attrs.module: graph.types[node.outs[0]].shape[1].scale for node, attrs in calls}
 
 
 def _by_device(scope: Scope) -> list[str]:
@@ -80,6 +81,6 @@ def _layout(regions: Regions, scope: Scope, dispatch: str) -> list[str]:
     return call(f"self.{scope.layouts[dispatch]} = {cls}", args, "", 8)
 
 
-def _stand_ins(names: list[str]) -> list[str]:
+def _stand_ins(given: dict[str, int]) -> list[str]:
     """Modules to try the program with, where it needs some."""
-    return ["given=dict.fromkeys(GIVEN, stand_in)"] if names else []
+    return ["given={name: stand_in(name) for name in GIVEN}"] if given else []

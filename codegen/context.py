@@ -44,10 +44,11 @@ def context(schedule: Schedule, spec_text: str, version: str, load: tuple[int, i
     own |= {step.key for step in schedule.steps if graph.node[step.node].kind == "call"}
     memory = Memory(schedule, regions, scope.lanes, frozenset(own))
     steps = Steps(schedule, regions, memory, Ops(schedule, regions, gemms, variants, scope))
+    given = given_modules(graph)
     allocations = memory.allocations()
     blocks = [steps.block(i, step) for i, step in enumerate(schedule.steps)]
     return {
-        **docstring(schedule, file_name, cls, inputs, load),
+        **docstring(schedule, file_name, cls, inputs, load, given),
         "spec": comment_lines(spec_text),
         "file_name": file_name,
         "class_name": cls,
@@ -73,7 +74,7 @@ def context(schedule: Schedule, spec_text: str, version: str, load: tuple[int, i
         "functions": [*functions.values(), *joined],
         "kernels": kernels,
         "packages": "torch (and triton on CUDA)" if kernels else "torch",
-        **_needs(gemms, variants, given_modules(graph)),
+        **_needs(gemms, variants, given),
         **constructor(schedule, regions, scope, cls),
         **_forward(regions, inputs),
         "blocks": [{"memory": allocations.get(i, []), "block": block} for i, block in enumerate(blocks)],
@@ -126,6 +127,7 @@ def _op_files(graph: Graph, regions: Regions, gemms: Gemms, variants: Variants, 
         "op_chunks.jinja": bool(regions.ranges),
         "op_length.jinja": "length" in regions.helpers,
         "op_keep.jinja": keeps,
+        "op_called.jinja": "call" in kinds,
         "op_expect.jinja": True,
         "op_router_logits.jinja": "route" in kinds,
         "op_sort_rows.jinja": variants.used("torch", "layout"),
@@ -138,7 +140,7 @@ def _op_files(graph: Graph, regions: Regions, gemms: Gemms, variants: Variants, 
     return [name for name, used in wanted.items() if used]
 
 
-def _needs(gemms: Gemms, variants: Variants, given: list[str]) -> dict[str, Any]:
+def _needs(gemms: Gemms, variants: Variants, given: dict[str, int]) -> dict[str, Any]:
     """What must be there when a module is made."""
     rows: list[str] = []
     for need in gemms.needs():
@@ -159,7 +161,11 @@ def _needs(gemms: Gemms, variants: Variants, given: list[str]) -> dict[str, Any]
         "triton_rows": ["TRITON: list[tuple[str, tuple[str, ...], bool]] = [", *launches, "]"],
         "need_files": files,
         "need_rows": ["GROUPED: list[tuple[str, str, tuple[str, ...], tuple[int, ...]]] = [", *rows, "]"],
-        "given_row": f"GIVEN = {Listing('', tuple(map(string, given)))!s}",
+        "given_rows": [
+            "GIVEN = {",
+            *(f"    {string(name)}: {width}," for name, width in given.items()),
+            "}  # modules that the layer calls and does not hold -> columns that they make",
+        ],
         "init_checks": checks,
     }
 

@@ -9,15 +9,18 @@ from epsc.codegen.lines import Arg, call
 from epsc.codegen.memory import TORCH_DTYPES, base_dtype, dtype_text
 from epsc.codegen.names import string
 from epsc.codegen.plan import lane_lines, plan_table
-from epsc.ir.attrs import RowsAttrs
+from epsc.ir.attrs import CallAttrs, RowsAttrs
 from epsc.ir.dims import Tensor
 from epsc.ir.graph import Graph
 from epsc.ir.scales import param_scales
 from epsc.ir.schedule import Schedule
 
 
-def docstring(schedule: Schedule, file_name: str, cls: str, values: list[str], load: tuple[int, int]) -> dict[str, Any]:
-    """The pieces of the docstring of the file; `values` are the inputs as `forward` calls them."""
+def docstring(
+    schedule: Schedule, file_name: str, cls: str, values: list[str], load: tuple[int, int], given: dict[str, int]
+) -> dict[str, Any]:
+    """The pieces of the docstring of the file; `values` are the inputs as `forward` calls them, `given` the modules
+    that it is to be given, with the columns that they make."""
     graph = schedule.graph
     run = f"torchrun --nproc-per-node {schedule.ep} {file_name}.py"
     told = [
@@ -31,13 +34,28 @@ def docstring(schedule: Schedule, file_name: str, cls: str, values: list[str], l
         "title": f"{graph.name}, scheduled as {schedule.name}, for {schedule.ep} ranks that share the experts.",
         "commands": [f"{run} {option:<{width}}  # {what}" for option, what in told],
         "usage": [
-            f'layer = {cls}(group, device="cuda")  # on every rank of the group at the same time',
+            *_given_lines(graph, given),
+            f'layer = {cls}(group, device="cuda", given=given)  # on every rank of the group at the same time'
+            if given
+            else f'layer = {cls}(group, device="cuda")  # on every rank of the group at the same time',
             'layer.load("weights.safetensors")  # or a state dict',
             f"y = layer({', '.join(values)})  # {shapes}",
         ],
         "lanes": lane_lines(schedule),
         "plan": plan_table(schedule),
     }
+
+
+def _given_lines(graph: Graph, given: dict[str, int]) -> list[str]:
+    """How the modules that the program is given are called."""
+    if not given:
+        return []
+    shapes: dict[str, str] = {}
+    for node in graph.nodes:
+        if isinstance(node.attrs, CallAttrs):
+            shapes[node.attrs.module] = " and ".join(shape_text(graph.types[value]) for value in node.ins)
+    lines = [f"    {string(name)}: ...,  # {shapes[name]} -> [tokens, {width}]" for name, width in given.items()]
+    return ["given = {", *lines, "}"]
 
 
 def input_lines(schedule: Schedule) -> list[str]:

@@ -283,9 +283,9 @@ class Ops:
     def _call(self, at: At) -> Op:
         assert isinstance(at.node.attrs, CallAttrs)
         refs = {ref.value: ref for ref in at.step.reads}
+        values = [self.regions.read(at.step, refs[value]) for value in at.node.ins]
         return {
-            "module": string(at.node.attrs.module),
-            "args": tuple(self.regions.read(at.step, refs[value]) for value in at.node.ins),
+            "args": ("self.given", string(at.node.attrs.module), *values),
             **_result(self.regions.write(at.step, at.step.writes[0])),
         }
 

@@ -153,7 +153,7 @@ class Steps:
             args.append("signal=True")
         if node.info.role is Role.TRANSFER and not node.info.one_sided:
             args.append("transfer=True")
-        if step.sms and node.kind in ("gemm", "expert_gemm", "expert_gemm_act") and step.sms < self.schedule.chip_sms:
+        if step.sms and node.info.role is Role.COMPUTE and step.sms < self.schedule.chip_sms:
             args.append(f"sms_left={self.schedule.chip_sms - step.sms}")
         return call(f"with self.{self.ops.scope.lanes[step.lane]}.step", args, ":", 8)
 

@@ -7,6 +7,7 @@ from dataclasses import fields
 from enum import StrEnum
 from typing import Any, get_type_hints
 
+from epsc.ir.amount import Amount
 from epsc.ir.errors import did_you_mean, nearest
 from epsc.ir.spec import Broken, Call, Expr, Name
 from epsc.passes.bound import Bound, Ids, Route, Rows, Scope
@@ -22,6 +23,7 @@ USAGE = {
     "all_reduce": "sums of the ranks of a mesh axis, and that axis: all_reduce(y, ep)",
     "gemm": "rows, a weight and a width: gemm(x, gate_up, 2*1536)",
     "mlp": "rows, an activation and a width: mlp(x, swiglu, 3072)",
+    "call": "the name of a module and rows: call(attention, x)",
     "stack": "a layer, rows and a number: stack(block, x, 61)",
 }
 
@@ -32,6 +34,10 @@ class Arguments(Nodes, ABC):
     @abstractmethod
     def _expr(self, expr: Expr, scope: Scope, want: str = "") -> Bound:
         """The value of an expression; `want` is the binding that it is to be named after, at the top of a statement."""
+
+    @abstractmethod
+    def _amount(self, expr: Expr, name: str) -> Amount | None:
+        """A number that may speak of `tokens`, for the option `name`; None after adding a fault."""
 
     def _is_rows(self, value: Bound, expr: Expr) -> bool:
         if isinstance(value, Route):
@@ -112,5 +118,7 @@ class Arguments(Nodes, ABC):
             return words[word]
         if kind is int:
             return self.numbers.whole(expr, f"`{name}`")
+        if kind is Amount:
+            return self._amount(expr, name)
         value = self.numbers.of(expr)
         return None if value is None else float(value)

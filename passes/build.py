@@ -17,6 +17,7 @@ from epsc.ir.graph import Graph
 from epsc.ir.spec import Binary, Bind, Broken, Call, Expr, LayerDecl, Name, Number, Return, Spec
 from epsc.passes.arguments import USAGE
 from epsc.passes.bound import Bound, Ids, Route, Rows, Scope
+from epsc.passes.calls import Calls
 from epsc.passes.collectives import Collectives
 from epsc.passes.nodes import MAX_NODES
 from epsc.passes.numbers import Numbers
@@ -59,7 +60,7 @@ def draft(spec: Spec, numbers: Numbers, layer: str | None, ep: int, faults: Faul
     return _Builder(layers, numbers, ep, faults).draft(decl)
 
 
-class _Builder(Collectives):
+class _Builder(Collectives, Calls):
     """Layers, their statements, and expressions over them."""
 
     def __init__(self, layers: Mapping[str, LayerDecl], numbers: Numbers, ep: int, faults: Faults) -> None:
@@ -185,8 +186,9 @@ class _Builder(Collectives):
                 return self._names_of(left, seen) | self._names_of(right, seen)
             case Call(fn, args):
                 found = ({fn} - self.layers.keys()).union(*(self._names_of(arg, seen) for arg in args))
-                if fn == "gemm" and len(args) > 1 and isinstance(args[1], Name):
-                    found.add(args[1].name)
+                named = {"gemm": 1, "call": 0}.get(fn)
+                if named is not None and len(args) > named and isinstance(word := args[named], Name):
+                    found.add(word.name)
                 called = args[0].name if fn == "stack" and args and isinstance(args[0], Name) else fn
                 if called in self.layers and called not in seen:
                     seen.add(called)
@@ -314,5 +316,6 @@ BUILTINS: dict[str, Callable[[_Builder, Call, Scope, str], Bound]] = {
     "all_reduce": _Builder._all_reduce,
     "gemm": _Builder._gemm,
     "mlp": _Builder._mlp,
+    "call": _Builder._opaque,
     "stack": _Builder._stack,
 }

@@ -26,6 +26,8 @@ class Nodes:
         self.types: dict[str, Tensor] = {}
         self.params: dict[str, Param] = {}
         self.param_spans: dict[str, Span | None] = {}
+        self.modules: dict[str, tuple[Tensor, Span | None]] = {}
+        """What each module that is called makes, and where it was called first."""
         self.names: set[str] = set()
         self.routings: set[str] = set()
         """Arguments of the layer that hold a routing, not tokens."""

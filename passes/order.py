@@ -69,9 +69,16 @@ class Order:
     def _due(self, schedule: Schedule, wishes: Wishes) -> list[float]:
         graph = schedule.graph
         beside: dict[str, float] = {}
+        waiting: dict[str, float] = {}
+        """What those need, which nobody speaks of: no later than they, or they would wait for it."""
         for wish in wishes.besides:
-            brings = all(_goes_home(graph.node[name]) for name in wish.others)
-            beside |= dict.fromkeys(wish.these, _BESIDE_COMBINE if brings else _BESIDE)
+            moves = [graph.node[name] for name in wish.others if graph.node[name].info.moves_rows]
+            brings = bool(moves) and all(map(_goes_home, moves))
+            due = _BESIDE_COMBINE if brings else _BESIDE
+            for name in wish.these:
+                beside[name] = due
+                for before in _behind(graph, name):
+                    waiting[before] = min(due, waiting.get(before, due))
         moving = [(s.lane, graph.node[s.node]) for s in schedule.steps if graph.node[s.node].info.moves_rows]
         combining = {lane for lane, node in moving if not is_dispatch(node)}
         needed_early, addends = _feeds_dispatch(schedule), _feeds_sums(schedule)
@@ -92,14 +99,14 @@ class Order:
                 return chunk + _COMBINE
             if step.cuts and node.kind in ("unpermute", "unpermute_sum", "weighted_sum"):
                 return chunk + _HOME
-            if node.kind in _EXPERTS_WORK or (step.cuts and _is_routed(graph, node)):
+            if node.kind in _EXPERTS_WORK or _is_routed(graph, node):
                 return float(chunk)
             # Only now: in a stack all of a layer feeds the next one's dispatch, but its chunks keep their turns.
             if node.name in needed_early:
                 return _EARLY
             if node.name in addends:
                 return _ADDEND
-            return float(chunk) if step.cuts else _REST
+            return float(chunk) if step.cuts else waiting.get(node.name, _REST)
 
         return list(map(due, schedule.steps))
 
@@ -140,6 +147,17 @@ def _needs(before: dict[str, set[str]], name: str, other: str) -> bool:
             seen.add(needed)
             front.append(needed)
     return other in seen
+
+
+def _behind(graph: Graph, name: str) -> set[str]:
+    """All ops that this one needs, near and far."""
+    found: set[str] = set()
+    front = [name]
+    while front:
+        made = {graph.maker[value].name for value in graph.node[front.pop()].ins if value in graph.maker}
+        front += made - found
+        found |= made
+    return found
 
 
 def _goes_home(node: Node) -> bool:

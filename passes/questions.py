@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from epsc.ir.attrs import Direction, ExpertGemmActAttrs, ExpertGemmAttrs, TransferAttrs
+from epsc.ir.attrs import CallAttrs, Direction, ExpertGemmActAttrs, ExpertGemmAttrs, TransferAttrs
 from epsc.ir.dims import Axis, DType
 from epsc.ir.graph import Graph, Node
 from epsc.ir.kinds import KINDS
@@ -34,10 +34,15 @@ def why_not_persistent(graph: Graph, node: Node) -> str:
 
 
 def name_of(node: Node) -> str:
-    """The weight's name as the layer's text says it, for a gemm that is not inside an `mlp`; else the origin."""
+    """The name of the weight, or of the module, as the layer's text says it, for a `call` and for a gemm that is not
+    inside an `mlp`; else the origin."""
+    if isinstance(node.attrs, CallAttrs):
+        return node.attrs.module.rpartition(".")[2]
     if not node.kind.endswith("gemm"):  # one with an activation is named by its result
         return node.origin
     *before, weight = node.params[0].split(".")
+    if len(before) > 1 and before[-1].isdigit() and before[-2] == node.origin:  # the second of that name, and so on
+        before.pop()
     return node.origin if before and before[-1] == node.origin else weight
 
 

@@ -208,6 +208,8 @@ class _Resolver:
                     target.span,
                     help="only what lies between dispatch and combine has expert groups"
                     if split.axis is Axis.EXPERT_GROUP
+                    else "a module may look at all tokens at once: it runs whole"
+                    if any(node.kind == "call" for node in nodes)
                     else None,
                 )
             for node in can:

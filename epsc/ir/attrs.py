@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from epsc.ir.amount import Amount
+
 
 class Score(StrEnum):
     """How router logits become scores."""
@@ -190,9 +192,16 @@ class ExpertGemmActAttrs(ExpertGemmAttrs):
 
 @dataclass(frozen=True)
 class CallAttrs:
-    """A module that epsc does not look into (attention, a norm), filled in by the user of the program."""
+    """A module that epsc does not look into (attention, a norm), filled in by the user of the program.
+
+    What it costs is what its writer says: FLOP and bytes of memory besides its values, or the microseconds that it was
+    measured to take, by the tokens of a rank. Without a word, predictions take it for the products of attention.
+    """
 
     module: str
+    flops: Amount = Amount()
+    bytes: Amount = Amount()
+    us: Amount = Amount()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import MISSING, fields
 from enum import StrEnum
 from typing import Any, get_type_hints
 
+from epsc.ir.amount import Amount
 from epsc.ir.errors import Diagnostic, EpsError, did_you_mean
 
 
@@ -38,6 +39,8 @@ def _scalar_text(value: object) -> str:
 
 
 def _scalar_parse(kind: type, text: str) -> object:
+    if kind is Amount:
+        return Amount.parse(text)
     try:
         if kind is bool:
             return {"true": True, "false": False}[text]

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from epsc.ir.attrs import CallAttrs
 from epsc.ir.impls import Bound, Impl, Resource
 from epsc.ir.kinds import Role
 from epsc.ir.schedule import Schedule, Step
 from epsc.machine.balanced import group_experts, region
 from epsc.machine.cluster import Cluster, Device
-from epsc.machine.roofline import latency, least, ratio
+from epsc.machine.roofline import latency, least, ratio, rows_pass
 from epsc.machine.work import Work, matrix, picked, work
 
 Costs = Callable[[Schedule, Step, Cluster, int], float]
@@ -56,8 +57,13 @@ def _seconds(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, done:
     if role is Role.TRANSFER and impl.cost.bound is Bound.LATENCY:
         return latency(device, impl.kind, impl.name)
     at = coordinates(schedule, step, cluster, impl, done)
-    if impl.cost.bound is Bound.FLOPS and "out" not in at:  # a module that nobody looked into
-        return done.launches * device.kernel_s + done.flops / (device.flops_bf16 * impl.cost.efficiency)
+    attrs = schedule.node(step).attrs
+    if isinstance(attrs, CallAttrs):
+        if attrs.us:
+            return attrs.us.at(done.rows) / 1e6
+        there = rows_pass(device, at, impl.cost.launches)
+        share = min(1.0, at["sms"] / device.sms)
+        return there.floor + max(there.memory, done.flops / (device.flops_bf16 * share * impl.cost.efficiency))
     there = least(device, impl, at)
     return there.floor + there.slope * ratio(device, impl, at) + besides_bytes(done) / device.hbm_bytes_per_s
 

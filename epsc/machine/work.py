@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from epsc.ir.attrs import CollectiveAttrs, ExpertGemmActAttrs
+from epsc.ir.attrs import CallAttrs, CollectiveAttrs, ExpertGemmActAttrs
 from epsc.ir.dims import Axis
 from epsc.ir.impls import Impl, impls_of
 from epsc.ir.kinds import Role
@@ -102,9 +102,11 @@ def work(schedule: Schedule, step: Step, load: int, backend: str = "cuda", impl:
     if impl.cost.padding:
         padding = 2 * (reads + writes)
         moved += padding
-    if node.kind == "call" and step.writes:
+    if isinstance(node.attrs, CallAttrs) and step.writes:
         width = region(step.writes[0], schedule).shape[-1].scale
-        flops = 2 * rows * width * width * _CALL_GEMMS
+        guess = 0.0 if node.attrs.bytes or node.attrs.us else 2 * rows * width * width * _CALL_GEMMS
+        flops = node.attrs.flops.at(rows) if node.attrs.flops else guess
+        moved += node.attrs.bytes.at(rows)
     if node.kind in _GATHERS:
         moved = 2 * writes  # reads the rows it writes; a source that is cut or repeated says nothing
     if node.kind in _SUMS:
