@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from epsc.ir.attrs import Direction, RowsAttrs, TransferAttrs
 from epsc.ir.dims import Axis
 from epsc.ir.errors import EpsError, Faults
-from epsc.ir.graph import Graph
+from epsc.ir.graph import Graph, Node
 from epsc.ir.schedule import Schedule, Stage
 from epsc.ir.spec import Beside, Dedup, Directive, LocalReduce, Name, Number, Reserve, ScheduleDecl, Split, Target, Use
 from epsc.machine.cluster import Cluster, Device
@@ -23,10 +23,12 @@ from epsc.passes.crossovers import uses
 from epsc.passes.fuse import Fuse
 from epsc.passes.numbers import Numbers
 from epsc.passes.pipeline import PIPELINE, Pass, lower
+from epsc.passes.questions import is_dispatch, name_of
 from epsc.passes.resolve import resolve
 from epsc.passes.wishes import Context
 
 MOST_CHUNKS = 16
+MOST_SLOTS = 8
 SMS_FOR_TRANSFERS = (0, 16, 24, 32)
 MARGIN = 0.05
 """A cut plan must be predicted faster than a simpler one by this share, or the simpler one stays: predictions err by
@@ -59,7 +61,7 @@ class _Names:
     inner: tuple[str, ...]
     """All that a cut cuts: what moves, and what runs on rows that moved."""
     shared: tuple[str, ...]
-    """Products that need nothing of the experts."""
+    """Products and modules that neither make what is dispatched nor need what comes home, in order."""
     routers: tuple[str, ...]
 
     @staticmethod
@@ -74,9 +76,33 @@ class _Names:
             origins([n.origin for n, attrs in moves if attrs.direction is Direction.DISPATCH]),
             origins([n.origin for n, _ in moves]),
             origins([n.origin for n in graph.nodes if n.origin in between]),
-            origins([n.origin for n in graph.nodes if n.kind == "gemm" and n.origin not in {*between, "return"}]),
+            origins([_said(n) for n in _apart_from_experts(graph) if n.origin not in {*between, "return"}]),
             origins([n.origin for n in graph.nodes if n.kind == "route"]),
         )
+
+
+def _said(node: Node) -> str:
+    """What a schedule calls a product or a module."""
+    return name_of(node) if node.kind == "call" else node.origin
+
+
+def _apart_from_experts(graph: Graph) -> list[Node]:
+    """Products and modules that can run beside a dispatch: they do not lead to it, and it does not lead to them."""
+    first: dict[str, Node] = {}
+    for node in graph.nodes:
+        if is_dispatch(node):
+            first.setdefault(node.origin, node)
+    found: set[str] = set()
+    for dispatch in first.values():
+        behind, ahead = {*dispatch.ins}, {*dispatch.outs}
+        for node in reversed(graph.nodes):
+            if behind & {*node.outs}:
+                behind |= {*node.ins}
+        for node in graph.nodes:
+            if ahead & {*node.ins}:
+                ahead |= {*node.outs}
+        found |= {n.name for n in graph.nodes if not (behind | ahead) & {*n.outs}}
+    return [n for n in graph.nodes if n.kind in ("gemm", "call") and n.name in found]
 
 
 def candidates(
@@ -111,22 +137,30 @@ def candidates(
                     # Copy engines take none.
                     moved = names.moved if transport != "copy" else _homes(names)
                     directives.append(Reserve(Number(sms), _targets(moved)))
-                for beside in _besides(names, transport, sms):
-                    if not (axis or beside or travels):
+                for ahead, behind in _besides(names, transport, sms, axis):
+                    if not (axis or ahead or behind or travels):
                         continue  # nothing to hide behind: that is serial
-                    run = (Beside(_targets(beside), _targets(names.dispatches[:1])),) if beside else ()
                     words = [transport] if travels else []
-                    words += [f"{axis}_{count}" if axis else "beside" if beside else "whole", f"sms_{sms}"]
+                    words += [f"{axis}_{count}" if axis else "beside" if ahead or behind else "whole", f"sms_{sms}"]
+                    words += [f"slot_{len(names.shared) - len(behind)}"] if behind else []
+                    ways = ((ahead, names.dispatches[:1]), (behind, _homes(names)[:1]))
+                    run = (Beside(_targets(these), _targets(others)) for these, others in ways if these)
                     found.append(ScheduleDecl("_".join(words), (*directives, *run)))
     return found
 
 
-def _besides(names: _Names, transport: str, sms: int) -> list[tuple[str, ...]]:
-    """What may run beside the first dispatch: the choices."""
+def _besides(
+    names: _Names, transport: str, sms: int, axis: Axis | None
+) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """What may run beside the first dispatch, before the experts' products, and what behind them, beside the combine:
+    the choices. Of a layer that is cut, and of one with a single such op, all of it runs beside the dispatch."""
+    every = len(names.shared)
+    slots = range(every, -1, -1) if not axis and 1 < every <= MOST_SLOTS else (every,)
+    ways = [(names.shared[:slot], names.shared[slot:]) for slot in slots]
     if transport == "copy":  # it sends all tokens, wherever they are to go
-        return [(), (*names.routers, *names.shared)]
+        return [((), ()), *(((*names.routers, *ahead), behind) for ahead, behind in ways)]
     # Rows put on as many SMs as they like keep products from running beside them.
-    return [names.shared if not transport.startswith("put") or sms else ()]
+    return ways if not transport.startswith("put") or sms else [((), ())]
 
 
 def _homes(names: _Names) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from epsc.ir.attrs import ExpertGemmAttrs, PlaceAttrs
-from epsc.ir.errors import Faults
+from epsc.ir.errors import Diagnostic, EpsError, Faults
 from epsc.ir.graph import Graph, Node
 from epsc.ir.impls import Choice, Impl, Metric, impls_of
 from epsc.ir.source import Span
@@ -50,12 +50,22 @@ def _one_sided(graph: Graph, node: Node) -> bool:
 
 
 def first_that_can(graph: Graph, node: Node, backend: str, device: Device | None) -> str:
-    """The first implementation of the table that runs an op on `backend`; capability is asked of `device`, if known."""
+    """The first implementation of the table that runs an op on `backend`; capability is asked of `device`, if known.
+
+    Raises EpsError where there is none: of expert gemms over rows that come one-sided, on a device that lacks TMA.
+    """
     known = device if device and device.backend == backend else None
+    reasons = []
     for name, impl in impls_of(node.kind).items():
-        if impl.needs.device in ("any", backend) and not (_lacks(impl, known) or _unfit(graph, node, impl, backend)):
+        if impl.needs.device not in ("any", backend):
+            continue
+        if not (why := _lacks(impl, known) or _unfit(graph, node, impl, backend)):
             return name
-    raise AssertionError(f"nothing in the table runs {node.kind} on {backend}")
+        reasons.append(f"`{name}`: {why}")
+    where = device.name if known and device else backend
+    message = f"nothing runs `{_name(node)}` on {where} ({'; '.join(reasons)})"
+    help = "let rows travel by a collective: leave `use put` and `use copy` out" if _one_sided(graph, node) else None
+    raise EpsError(Diagnostic("needs", message, node.span, help=help))
 
 
 def _why_not(graph: Graph, node: Node, impl: Impl, device: Device) -> str:

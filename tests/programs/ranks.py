@@ -155,9 +155,11 @@ def _one(job: Job, rank: int, at: dict[str, Any]) -> Result:
 
     if job.program not in _modules:
         module = load_program(job.program)
-        layer = layer_class(module)(dtype=torch.float32, device="cpu")
-        _modules[job.program] = layer, getattr(module, "holder", int)(rank)
-    layer, rank = _modules[job.program]
+        modules = {name: module.stand_in(name) for name in getattr(module, "GIVEN", ())}
+        more = {"given": modules} if modules else {}
+        layer = layer_class(module)(dtype=torch.float32, device="cpu", **more)
+        _modules[job.program] = layer, getattr(module, "holder", int)(rank), modules
+    layer, rank, modules = _modules[job.program]
     at["layer"] = layer
     graph = Graph.parse(job.graph)
     weights = random_weights(graph, job.seed, torch.float32)
@@ -170,7 +172,7 @@ def _one(job: Job, rank: int, at: dict[str, Any]) -> Result:
         made = random_inputs(graph, job.tokens[rank], job.seed * 1000 + forward * 100 + rank, torch.float32)
         given = {name: made[name].abs() for name in graph.inputs}
         y = layer(*given.values())
-        (expected,) = interpret(graph, given, weights)
+        (expected,) = interpret(graph, given, weights, modules=modules)
         assert y.shape == expected.shape, (y.shape, expected.shape)
         assert torch.isfinite(y).all(), "the result holds what was never written"
         if y.numel():

@@ -17,9 +17,9 @@ PAPERS = Path(__file__).parents[2] / "examples" / "papers"
 LIMIT = 1e-5
 
 
-def planned(name: str, **defines: str) -> Schedule:
+def planned(name: str, schedule: str | None = None, **defines: str) -> Schedule:
     layer = driver.understand(driver.read(PAPERS / f"{name}.eps"), driver.Options(defines))
-    return driver.plan(layer).schedule
+    return driver.plan(layer, schedule).schedule
 
 
 @pytest.mark.distributed
@@ -90,3 +90,59 @@ def test_memtl() -> None:
     happens = Happens.of(made)
     assert all(happens.before("trunk", f"{head}_up") for head in ("one", "two", "three"))
     assert happens.beside("one_up", "two_up")
+
+
+CHAIN = ("dense", "attn", "shared")
+"""What the experts of ScMoE's block run beside, in order."""
+
+
+def test_scmoe() -> None:
+    """Experts read the block before; their products take one of four slots in a chain that hides both transfers."""
+    for slot in range(4):
+        made = planned("scmoe", f"slot_{slot + 1}")
+        graph = made.graph
+        # An edge across blocks: what routes and travels comes from the first attention, and needs nothing after it.
+        assert graph.node["n"].ins == ("a",) and graph.node["r"].ins == graph.node["sent.permute"].ins[:1] == ("n",)
+        assert graph.users["back.all2all"] == [graph.node["return"]] and made.steps[-1].node == "return"
+        place = {step.key: i for i, step in enumerate(made.steps)}
+        products = [place["up"], place["h"], place["down"]]
+        assert {made.step[key].lane for key in ("up", "down", *CHAIN)} == {"compute"}
+        for i, each in enumerate(CHAIN):
+            assert place[each] < min(products) if i < slot else place[each] > max(products)
+        happens = Happens.of(made)
+        for i, each in enumerate(CHAIN):
+            assert happens.beside(each, "sent.all2all" if i < slot else "back.all2all")
+        assert not [step for step in made.steps if step.cuts]
+
+
+def test_the_model_of_costs_chooses_the_slot() -> None:
+    """Of uncut plans the best leaves something beside either transfer; on one node, where transfers are short, none is
+    worth it."""
+    layer = driver.understand(driver.read(PAPERS / "scmoe.eps"))
+    asked = driver.plan(layer, "best").considered
+    uncut = {c.decl.name: c.seconds for c in asked if c.decl.name.startswith("beside_sms_0")}
+    assert list(uncut) == ["beside_sms_0", *(f"beside_sms_0_slot_{slot}" for slot in (3, 2, 1, 0))]
+    assert min(uncut, key=lambda name: uncut[name]) == "beside_sms_0_slot_1"
+    assert driver.plan(layer, "slot_2").schedule.steps != driver.plan(layer, "slot_3").schedule.steps
+    near = driver.understand(driver.read(PAPERS / "scmoe.eps"), driver.Options({"nodes": "1"}))
+    plan = driver.plan(near, "best")
+    assert min(plan.considered, key=lambda c: c.seconds).seconds > plan.considered[0].seconds * 0.95
+    assert len({step.lane for step in plan.schedule.steps}) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "behind", "before", "after"),
+    [("arctic", "x", ("attn",), ("dense",)), ("longcat_flash", "a", ("dense_1",), ("attn", "dense_2"))],
+)
+def test_shapes_of_models_with_a_shortcut(
+    name: str, behind: str, before: tuple[str, ...], after: tuple[str, ...]
+) -> None:
+    """Experts read what the dense half reads; rows leave beside its beginning, and come home beside its end."""
+    made = planned(name, "shortcut")
+    assert made.graph.node["n"].ins == (behind,) and made.graph.node["r"].ins == ("n",)
+    happens = Happens.of(made)
+    for each in before:
+        assert happens.beside(each, "sent.all2all") and happens.before(each, "h")
+    for each in after:
+        assert happens.beside(each, "back.all2all") and happens.before("down", each)
+    assert made.graph.users["back.all2all"] == [made.graph.node["return"]]
