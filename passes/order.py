@@ -74,11 +74,11 @@ class Order:
         for wish in wishes.besides:
             moves = [graph.node[name] for name in wish.others if graph.node[name].info.moves_rows]
             brings = bool(moves) and all(map(_goes_home, moves))
-            due = _BESIDE_COMBINE if brings else _BESIDE
+            when = _BESIDE_COMBINE if brings else _BESIDE
             for name in wish.these:
-                beside[name] = due
+                beside[name] = when
                 for before in _behind(graph, name):
-                    waiting[before] = min(due, waiting.get(before, due))
+                    waiting[before] = min(when, waiting.get(before, when))
         moving = [(s.lane, graph.node[s.node]) for s in schedule.steps if graph.node[s.node].info.moves_rows]
         combining = {lane for lane, node in moving if not is_dispatch(node)}
         needed_early, addends = _feeds_dispatch(schedule), _feeds_sums(schedule)
