@@ -75,7 +75,7 @@ def test_every_chunk_is_seen() -> None:
 
 def test_serial_exposes_all_and_says_so() -> None:
     timeline = simulate(eps(1, 0, overlap=False), Cluster.make("h", "h200", 8), 8192)
-    text = gantt(timeline, 100)  # fine enough that no transfer fills less than half of a cell that shows it
+    text = gantt(timeline, 110)  # fine enough that no transfer fills less than half of a cell that shows it
     assert "(0% hidden)" in text
     (lane,) = (line for line in text.splitlines() if line.startswith("comp"))
     (marks,) = (line for line in text.splitlines() if line.startswith("exposed"))
