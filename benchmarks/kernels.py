@@ -38,6 +38,7 @@ BF16 = torch.bfloat16
 LIMIT = 1e-2
 IMPORTS = """from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch

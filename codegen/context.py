@@ -23,9 +23,12 @@ from epsc.ir.attrs import ActAttrs, CallAttrs, ExpertGemmActAttrs, RouteAttrs
 from epsc.ir.dims import Axis, DType, Tensor
 from epsc.ir.graph import Graph
 from epsc.ir.schedule import Schedule
+from epsc.machine.device import Device
 
 
-def context(schedule: Schedule, spec_text: str, version: str, load: tuple[int, int]) -> dict[str, Any]:
+def context(
+    schedule: Schedule, spec_text: str, version: str, load: tuple[int, int], device: Device | None = None
+) -> dict[str, Any]:
     """What the templates need. Raises EpsError for what cannot be written."""
     _check_names(schedule)
     graph = schedule.graph
@@ -34,9 +37,9 @@ def context(schedule: Schedule, spec_text: str, version: str, load: tuple[int, i
     file_names = Names((*FILE, cls))
     functions = _functions(graph, file_names)
     variants = Variants.of(schedule, {attrs: function.name for attrs, function in functions.items()}, file_names)
-    gemms = Gemms(schedule, variants.activations, file_names)
+    gemms = Gemms(schedule, variants.activations, file_names, device)
     joined = gemms.functions()
-    kernels = variants.kernels(gemms.products, gemms.behind)
+    kernels = variants.kernels(gemms)
     scope = _scope(schedule, {attrs: function.name for attrs, function in functions.items()}, variants)
     regions = Regions(schedule, Names((*FORWARD, *file_names.used)), scope.slots)
     inputs = list(map(regions.variable, graph.inputs))

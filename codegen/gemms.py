@@ -9,10 +9,13 @@ from functools import cached_property
 from epsc.codegen.functions import Function
 from epsc.codegen.lines import call
 from epsc.codegen.names import Names, string
+from epsc.codegen.triton_kernels import Cuts
 from epsc.ir.attrs import ActAttrs, ExpertGemmActAttrs, ExpertGemmAttrs
 from epsc.ir.graph import Node
 from epsc.ir.impls import Choice, Condition, Metric
 from epsc.ir.schedule import Schedule, Step
+from epsc.machine.device import Device
+from epsc.machine.tiles import tiles_for
 
 FUNCTIONS = {
     "persistent": "persistent_gemm",
@@ -48,6 +51,8 @@ class Gemms:
     """Of each activation the function of every implementation."""
     names: Names
     """Those of the file, to which those of products with an activation are added."""
+    device: Device | None = None
+    """What the program is for, if that is known: tiles are what is fastest there."""
 
     @cached_property
     def _steps(self) -> list[Step]:
@@ -82,8 +87,20 @@ class Gemms:
 
     def _product(self, act: ActAttrs) -> str:
         name = self.names.of(f"product {act}", f"{self.activations[act]['torch']}_product")
-        self.names.used.add(f"{name}_kernel")
+        self.names.used |= {f"{name}_kernel", f"{name}_tiles", f"{name.upper()}_TILES"}
         return name
+
+    def cuts(self, product: str) -> Cuts:
+        """How a persistent kernel is cut, for every shape of weights that the program gives it."""
+        act, found = self.products[product], {}
+        for step in self._steps:
+            node = self.schedule.node(step)
+            assert isinstance(node.attrs, ExpertGemmAttrs)
+            own = node.attrs.act if isinstance(node.attrs, ExpertGemmActAttrs) else None
+            if "persistent" in step.impl.names and own == act:
+                out, deep = node.attrs.out, self.schedule.graph.types[node.ins[0]].shape[1].scale
+                found[out, deep] = tiles_for(self.device.tiles if self.device else (), out, deep, act is not None)
+        return found
 
     @cached_property
     def behind(self) -> frozenset[ActAttrs]:

@@ -22,7 +22,8 @@ FILE = _words("""
     triton tl TensorDescriptor jit columns_at_once TRITON check_triton
     copy_ranks copy_ranks_kernel count_copies_kernel larger ordered value_of place_of
     rank_rows place_rows_kernel token_runs token_runs_kernel
-    Tile plus row_tiles row_tiles_kernel ends_at expert_product expert_product_kernel persistent_gemm programs_for
+    Tile tile_for plus row_tiles row_tiles_kernel shared ends_at persistent_gemm programs_for
+    expert_product expert_product_kernel expert_product_tiles EXPERT_PRODUCT_TILES
     triton_weighted_sum triton_weighted_sum_kernel scatter_rows scatter_rows_kernel
     grouped_mm grouped_gemm dense_gemm batched_gemm expert_of_rows check_grouped opened shape_of
     every_expert fresh weighted reference generator made_up source fill inputs everyone settle check nan_max bench

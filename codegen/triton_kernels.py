@@ -6,14 +6,18 @@ The text goes into a program once `head` stands before it. It asks for `from __f
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import astuple, dataclass
+from collections.abc import Collection, Mapping
 from importlib import resources
 
 from jinja2 import Environment, StrictUndefined
 
+from epsc.codegen.lines import WIDTH
 from epsc.codegen.triton_route import route_facts
 from epsc.ir.attrs import Act, ActAttrs, RouteAttrs
+from epsc.machine.tiles import DEFAULT, Tile
+
+Cuts = Mapping[tuple[int, int], Mapping[int, Tile]]
+"""Columns and depth of the weights of an expert -> from so many rows per expert on, which tile."""
 
 
 def head(*, descriptors: bool = True, sums: bool = True) -> str:
@@ -103,36 +107,14 @@ def rank_rows(*, by_expert: bool, by_token: bool) -> str:
     return _rendered("triton_layout.jinja", by_token=by_token, runs=runs)
 
 
-@dataclass(frozen=True)
-class Tile:
-    """How a product is cut, as programs have it."""
-
-    rows: int = 128
-    columns: int = 256
-    depth: int = 64
-    warps: int = 8
-    stages: int = 4
-    band: int = 8
-
-    def __str__(self) -> str:
-        return f"Tile({', '.join(str(each) for each in astuple(self))})"
-
-
-TILES = ((512, Tile(64, 256, 64, 4, 5, 16)),)
-"""What is fastest below so many rows per expert. Tiles of 64 rows leave less empty, and begin sooner."""
-
-TILE = Tile(128, 256, 64, 8, 4)
-"""What is fastest for more."""
-
-
 def tiles() -> str:
     """What every `expert_gemm` needs, once."""
     return _rendered("triton_tiles.jinja") + _rendered("triton_ends_at.jinja")
 
 
-def expert_gemm(name: str, attrs: ActAttrs | None = None) -> str:
-    """`name(rows, weight, ends, out, programs=0, expected=0)`: each expert on its rows, then the gated activation of
-    `attrs`."""
+def expert_gemm(name: str, attrs: ActAttrs | None = None, cuts: Cuts | None = None) -> str:
+    """`name(rows, weight, ends, out, programs=0, tile=None, expected=0)`: each expert on its rows, then the gated
+    activation of `attrs`, cut as `cuts` say."""
     weights = "weight.load([expert, column, deep])"
     out_columns, stored = "COLUMNS", "COLUMNS // 2"
     epilogue = [
@@ -173,8 +155,20 @@ def expert_gemm(name: str, attrs: ActAttrs | None = None) -> str:
         doc=doc,
         wide=wide,
         describe=describe,
-        choose="".join(f"{tile} if each < {rows} else " for rows, tile in TILES) + str(TILE),
+        table=f"{name.upper()}_TILES",
+        cuts=_cut_lines(cuts or {(1, 1): DEFAULT}),
     )
+
+
+def _cut_lines(cuts: Cuts) -> list[str]:
+    lines = []
+    for shape, steps in cuts.items():
+        entries = [f"{rows}: {tile}" for rows, tile in steps.items()]
+        flat = f"    {shape}: {{{', '.join(entries)}}},"
+        lines += (
+            [flat] if len(flat) <= WIDTH else [f"    {shape}: {{", *(f"        {each}," for each in entries), "    },"]
+        )
+    return lines
 
 
 def _clamped(name: str, limit: float) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from epsc.codegen import triton_kernels
-from epsc.codegen.gemms import choice_text, devices_of
+from epsc.codegen.gemms import Gemms, choice_text, devices_of
 from epsc.codegen.names import Names
 from epsc.ir.attrs import ActAttrs, RouteAttrs
 from epsc.ir.dims import Axis
@@ -88,10 +88,10 @@ class Variants:
             if isinstance(key, RouteAttrs) and self.used("triton", key)
         }
 
-    def kernels(self, products: Mapping[str, ActAttrs | None], behind: Collection[ActAttrs]) -> str:
-        """The text of all kernels that some step may launch: those of variants, expert products by name with the
-        activation of each, and activations that are made `behind` other products."""
-        texts = list(self._kernels(behind))
+    def kernels(self, gemms: Gemms) -> str:
+        """The text of all kernels that some step may launch: those of variants, expert products, and activations that
+        are made behind other products."""
+        texts = list(self._kernels(gemms.behind))
         one_sided = any(self.schedule.node(step).info.one_sided for step in self.schedule.steps)
         ranked = self.used("triton", "layout")
         if one_sided or ranked:
@@ -101,10 +101,10 @@ class Variants:
             texts.append(triton_kernels.rank_rows(by_expert=axes != {Axis.TOKENS}, by_token=Axis.TOKENS in axes))
         if one_sided:
             texts.append(triton_kernels.one_sided({node.kind for node in self.schedule.graph.nodes}))
-        persistent = bool(products)
+        persistent = bool(gemms.products)
         if persistent:
             texts.append(triton_kernels.tiles())
-            texts += [triton_kernels.expert_gemm(name, act) for name, act in products.items()]
+            texts += [triton_kernels.expert_gemm(name, act, gemms.cuts(name)) for name, act in gemms.products.items()]
         sums = persistent or one_sided or ranked or bool(self.routers)
         return "".join([triton_kernels.head(descriptors=persistent, sums=sums), *texts]) if texts else ""
 

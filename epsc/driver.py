@@ -266,7 +266,9 @@ def write(made: Plan) -> Program:
 
     layer = made.layer
     # emit verifies what it wrote; to do it here again would take longer than all the passes.
-    return emit(made.schedule, spec_text=layer.source.text, version=__version__, load=layer.load)
+    return emit(
+        made.schedule, spec_text=layer.source.text, version=__version__, load=layer.load, device=layer.cluster.device
+    )
 
 
 VERSION = __version__

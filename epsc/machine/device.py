@@ -7,6 +7,7 @@ from enum import StrEnum
 from functools import cached_property
 
 from epsc.machine.tables import Beside, Ratios, Table
+from epsc.machine.tiles import TileTable
 
 
 class Origin(StrEnum):
@@ -70,6 +71,8 @@ class Device:
     """Section of the profile -> where its numbers come from."""
     tables: tuple[Table, ...] = ()
     besides: tuple[Beside, ...] = ()
+    tiles: tuple[TileTable, ...] = ()
+    """How expert products are cut, by shape."""
     base: Device | None = None
     """The device that tables which this one shares with it were measured on: how near to *its* rates a step came."""
 

@@ -6,11 +6,13 @@ what this one does not say; a shipped profile is named by its file, without `.to
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from epsc.ir.errors import Diagnostic, EpsError, Faults, did_you_mean
 from epsc.ir.kinds import KINDS
 from epsc.machine.device import Device, Origin
 from epsc.machine.tables import COORDINATES, VALUES, Beside, Table
+from epsc.machine.tiles import COLUMNS, Tile, TileTable
 
 SECTIONS: dict[str, dict[str, tuple[str, float]]] = {
     "chip": {
@@ -187,7 +190,7 @@ def _base(said: dict[str, Any], reader: _Reader) -> Profile | None:
 
 
 def _profile(said: dict[str, Any], name: str, base: Profile | None, reader: _Reader) -> Profile | None:
-    reader.unknown(said, (*_HEAD, *SECTIONS, "rate", "beside"), "")
+    reader.unknown(said, (*_HEAD, *SECTIONS, "rate", "beside", "tiles"), "")
     device_name = reader.text(said, "device", "", base.device.name if base else None)
     ranks, nodes = (int(reader.number(said.get(key, 1), key, 1)) for key in ("ranks", "nodes"))
     measured = reader.flag(said, "measured", "")
@@ -220,6 +223,7 @@ def _profile(said: dict[str, Any], name: str, base: Profile | None, reader: _Rea
     # Of two tables of one kind and implementation the later counts: the base's stand first.
     tables = (*(base.device.tables if base else ()), *_tables(said, measured, reader))
     besides = (*(base.device.besides if base else ()), *_besides(said, measured, reader))
+    tiles = (*(base.device.tiles if base else ()), *_tiles(said, measured, reader))
     if reader.faults.errors:
         return None
     made = dict(
@@ -230,6 +234,7 @@ def _profile(said: dict[str, Any], name: str, base: Profile | None, reader: _Rea
         origins=tuple(origins.items()),
         tables=tables,
         besides=besides,
+        tiles=tiles,
         base=base.device if base else None,
     )
     device = replace(base.device, **made) if base else Device(**made)
@@ -306,4 +311,29 @@ def _besides(said: dict[str, Any], measured: bool, reader: _Reader) -> list[Besi
                 reader.fault(f"{where}points[{i}].hidden", f"at most all of it, 1, can be hidden, not {hidden}")
         pairs = tuple(sorted((float(sms), float(hidden)) for sms, hidden in points)) if not reader.faults.errors else ()
         found.append(Beside(transfer, compute, pairs, origin, reader.flag(item, "measured", where, measured)))
+    return found
+
+
+def _tiles(said: dict[str, Any], measured: bool, reader: _Reader) -> list[TileTable]:
+    found = []
+    for where, item in _entries(said, "tiles", reader):
+        reader.unknown(item, ("out", "in", "act", "origin", "columns", "points", "measured"), where)
+        out, deep = (int(reader.number(item.get(key), f"{where}{key}", 1)) for key in ("out", "in"))
+        act, origin = reader.flag(item, "act", where), reader.text(item, "origin", where)
+        if item.get("columns") != list(COLUMNS):
+            reader.fault(f"{where}columns", f"it must be {json.dumps(COLUMNS)}")
+            continue
+        points = []
+        for i, point in enumerate(reader.rows(item, len(COLUMNS), where)):
+            if not all(type(number) is int and 0 <= number < 1 << 31 for number in point):
+                reader.fault(f"{where}points[{i}]", "it must be whole numbers of at least 0")
+                continue
+            rows, *fields = map(int, point)
+            tile = Tile(*fields)
+            if fault := tile.fault():
+                reader.fault(f"{where}points[{i}]", fault)
+            points.append((rows, tile))
+        if any(before >= after for (before, _), (after, _) in pairwise(points)):
+            reader.fault(f"{where}points", "rows must rise from point to point")
+        found.append(TileTable(out, deep, act, tuple(points), origin, reader.flag(item, "measured", where, measured)))
     return found

@@ -73,7 +73,8 @@ def test_all_names_of_the_file_are_reserved(layer: str, schedule: str) -> None:
     own = {f"{before}{name}" for name in ("route", *acts) for before in ("", "triton_")}
     own |= {f"triton_{name}_kernel" for name in ("route", *acts)}
     own |= {f"{impl}_{act}" for impl in FUNCTIONS for act in acts}
-    own |= {f"{act}_product{suffix}" for act in acts for suffix in ("", "_kernel")}
+    own |= {f"{act}_product{suffix}" for act in acts for suffix in ("", "_kernel", "_tiles")}
+    own |= {f"{act.upper()}_PRODUCT_TILES" for act in acts}
     layer_class = {n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name not in FILE}
     assert len(layer_class) == 1
     assert defined - own - layer_class <= FILE

@@ -15,6 +15,7 @@ from epsc.codegen.triton_kernels import head
 Load = Callable[[str], ModuleType]
 IMPORTS = """from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch

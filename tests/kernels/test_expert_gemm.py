@@ -7,14 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from epsc.codegen.triton_kernels import Tile, expert_gemm, tiles
+from epsc.codegen.triton_kernels import expert_gemm, tiles
 from epsc.interpret.arithmetic import activation
 from epsc.ir.attrs import Act, ActAttrs
+from epsc.machine.tiles import Tile
 
 Load = Callable[[str], Any]
 SMALL = Tile(16, 32, 16, 4, 1, 2)
+ENDED_LOW = Tile(16, 32, 16, 4, 1, 2, 8)
 SWIGLU = ActAttrs(Act.SWIGLU)
 COUNTS = ([5, 0, 40, 16], [0, 0, 0, 1], [32, 16, 0, 0], [0, 0, 0, 0])
+LOW_COUNTS = ([100, 17, 33, 60], [8, 8, 3, 0], [9, 24, 40, 0], [16, 0, 9, 32])
+"""Experts that end in low tiles and others, low tiles only, and none."""
 
 
 def problem(counts: list[int], wide: int, deep: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -40,6 +44,20 @@ def test_plain(load: Load, counts: list[int], dtype: torch.dtype) -> None:
     assert out[sum(counts) :].isnan().all()
 
 
+@pytest.mark.parametrize("counts", LOW_COUNTS, ids=str)
+@pytest.mark.parametrize("attrs", [None, SWIGLU, ActAttrs(Act.SWIGLU, 7.0, 1.702, 1.0, interleaved=True)], ids=str)
+def test_low_tiles_end_experts(load: Load, counts: list[int], attrs: ActAttrs | None) -> None:
+    """However many programs share them."""
+    kernels = load(tiles() + expert_gemm("gemm", attrs))
+    rows, weight, ends = problem(counts, 80, 24, torch.float32)
+    wanted = right(rows, weight, counts)
+    for programs in (1, 2, 3, 5):
+        out = torch.full((len(rows), 40 if attrs else 80), torch.nan)
+        kernels.gemm(rows, weight, ends, out, programs, ENDED_LOW)
+        torch.testing.assert_close(out[: sum(counts)], activation(attrs, wanted) if attrs else wanted)
+        assert out[sum(counts) :].isnan().all()
+
+
 def test_no_rows_are_no_launch(load: Load) -> None:
     kernels = load(tiles() + expert_gemm("gemm"))
     ends = torch.zeros(4, dtype=torch.int32)
@@ -54,7 +72,7 @@ def test_the_tile_is_chosen_by_the_rows_that_are_expected(
     kernels = load(tiles() + expert_gemm("gemm"))
     heights: list[int] = []
     find = kernels.row_tiles
-    monkeypatch.setattr(kernels, "row_tiles", lambda ends, rows, each: heights.append(each) or find(ends, rows, each))
+    monkeypatch.setattr(kernels, "row_tiles", lambda *args: heights.append(args[2]) or find(*args))
     rows, weight, _ = problem([1500], 16, 16, torch.float16)
     weight, ends = weight.expand(2, -1, -1).contiguous(), torch.tensor([4, 10], dtype=torch.int32)
     out = torch.full((len(rows), 16), torch.nan, dtype=rows.dtype)
@@ -62,6 +80,16 @@ def test_the_tile_is_chosen_by_the_rows_that_are_expected(
     assert heights == [height]
     torch.testing.assert_close(out[:10], right(rows, weight, [4, 6]).to(rows.dtype))
     assert out[10:].isnan().all()
+
+
+def test_the_nearest_shape_says_the_tile(load: Load) -> None:
+    """Weights of a cut by columns have half the columns of those that were measured, or fewer."""
+    narrow, wide = {0: Tile(64), 9: Tile(128)}, {0: Tile(64, 128)}
+    kernels = load(tiles() + expert_gemm("gemm", None, {(1024, 512): narrow, (4096, 512): wide}))
+    found = [
+        tuple(kernels.tile_for(kernels.GEMM_TILES, *at)[:2]) for at in ((512, 512, 8), (1024, 512, 9), (3000, 600, 50))
+    ]
+    assert found == [(64, 256), (128, 256), (64, 128)]
 
 
 @pytest.mark.parametrize("counts", COUNTS[:2], ids=str)
@@ -78,16 +106,50 @@ def test_activation_in_the_epilogue(load: Load, counts: list[int], attrs: ActAtt
     assert out[sum(counts) :].isnan().all()
 
 
-@pytest.mark.parametrize("counts", [[7, 0, 130, 1, 0], [0] * 7 + [40] + [0] * 3], ids=str)
-def test_row_tiles(load: Load, counts: list[int]) -> None:
+@pytest.mark.parametrize("low", [0, 8])
+@pytest.mark.parametrize("counts", [[7, 0, 130, 1, 0], [0] * 7 + [40] + [0] * 3, [8, 9, 16, 24]], ids=str)
+def test_row_tiles(load: Load, counts: list[int], low: int) -> None:
+    """An expert ends in a low tile where that holds the rest of its rows, and else in a tall one."""
     kernels = load(tiles())
     ends = list(accumulate(counts))
-    table = kernels.row_tiles(torch.tensor(ends, dtype=torch.int32), sum(counts), 16)
-    starts = [end - count for end, count in zip(ends, counts, strict=True)]
-    wanted = [
-        [first, end, expert, (first - start) // 16, -(-(end - start) // 16)]
-        for expert, (start, end) in enumerate(zip(starts, ends, strict=True))
-        for first in range(start, end, 16)
-    ]
-    assert table[0, 0] == len(wanted)
-    assert table[1 : 1 + len(wanted), :5].tolist() == wanted
+    table, low_table = kernels.row_tiles(torch.tensor(ends, dtype=torch.int32), sum(counts), 16, low)
+    tall: list[list[int]] = []
+    short: list[list[int]] = []
+    for expert, (count, end) in enumerate(zip(counts, ends, strict=True)):
+        start = end - count
+        is_low = 0 < count % 16 <= low
+        of = count // 16 + (count % 16 > low)
+        tall += [[start + 16 * i, end, expert, i, of] for i in range(of)]
+        short += [[start + 16 * of, end, expert, 0, 1]] if is_low else []
+    assert table[0, 0] == len(tall)
+    assert table[1 : 1 + len(tall), :5].tolist() == tall
+    if low:
+        assert table[0, 1] == len(short)
+        assert low_table[: len(short), :5].tolist() == short
+
+
+SHARES = """
+@jit
+def shares_kernel(found, tall, low, programs):
+    few, waves, early = shared(tall, low, tl.program_id(0), programs)
+    tl.store(found + tl.program_id(0) * 3, few)
+    tl.store(found + tl.program_id(0) * 3 + 1, waves)
+    tl.store(found + tl.program_id(0) * 3 + 2, early)
+
+
+"""
+
+
+@pytest.mark.parametrize(("tall", "low"), [(0, 0), (40, 0), (0, 40), (1, 1), (3, 50), (400, 48), (4320, 480)])
+def test_nobody_works_much_longer_than_others(load: Load, tall: int, low: int, programs: int = 12) -> None:
+    """A low tile takes 5/8 of the time of a tall one."""
+    kernels = load(tiles() + SHARES)
+    found = torch.zeros(programs, 3, dtype=torch.int32)
+    kernels.shares_kernel[(programs,)](found, tall, low, programs)
+    few, waves, early = found.T.tolist()
+    assert sum(waves) == low and not any(waves[few[0] :])
+    some = programs - few[0]
+    assert early[0] * some <= tall
+    late = tall - early[0] * some
+    most = max(waves[0] * 5 / 8 + -(-late // programs) if few[0] else 0, early[0] + -(-late // programs))
+    assert most <= (tall + low * 5 / 8) / programs + 2
