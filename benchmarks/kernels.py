@@ -4,8 +4,7 @@ Every kernel is checked on fresh random numbers against fp32 arithmetic, with ou
 median of at least 15 launches between two events; the operands are those of a layer, several times the L2 cache, and
 launches take turns on two sets of them where they are small.
 
-`--tiles` tries every way to cut an expert product, and says which is the fastest for what. `--warm I/N` compiles
-the I-th of every N kernels into Triton's cache, and measures nothing: start N of them at a time before `--tiles`.
+Products are cut as programs without a table of tiles do it; `benchmarks.tiles` finds the fastest ways.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -29,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from epsc.codegen.triton_kernels import Tile, activation, expert_gemm, head, scatter_rows, tiles, weighted_sum
+from epsc.codegen.triton_kernels import activation, expert_gemm, head, scatter_rows, tiles, weighted_sum
 from epsc.ir.attrs import Act, ActAttrs
 
 SWIGLU = ActAttrs(Act.SWIGLU)
@@ -45,17 +44,6 @@ import torch
 from torch import Tensor
 
 """
-TILES = (
-    Tile(128, 256, 64, 8, 4, 8),
-    Tile(128, 256, 64, 8, 4, 16),
-    Tile(128, 256, 64, 8, 3, 8),
-    Tile(128, 128, 64, 8, 5, 8),
-    Tile(64, 256, 64, 4, 5, 4),
-    Tile(64, 256, 64, 4, 5, 8),
-    Tile(64, 256, 64, 4, 5, 16),
-    Tile(64, 128, 128, 4, 4, 8),
-    Tile(64, 128, 64, 4, 6, 8),
-)
 
 
 @dataclass(frozen=True)
@@ -246,11 +234,6 @@ def products() -> dict[bool, Callable[..., Tensor]]:
     return {gated: load(tiles() + expert_gemm("gemm", SWIGLU if gated else None)).gemm for gated in (False, True)}
 
 
-def variants(case: Case, every: bool) -> list[Tile | None]:
-    """What to try for a case; None is what programs do."""
-    return [None, *(tile for tile in TILES if every and (tile.rows == 64 or case.rows // case.experts > 64))]
-
-
 def reference(case: Case, rows: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
     """In fp32, of a part of the columns: enough to see what is wrong, in a fraction of the time."""
     made = []
@@ -264,7 +247,7 @@ def reference(case: Case, rows: Tensor, weight: Tensor, counts: list[int]) -> Te
     return torch.cat(made)
 
 
-def gemms(table: Table, case: Case, gemm: Callable[..., Tensor], every: bool) -> None:
+def gemms(table: Table, case: Case, gemm: Callable[..., Tensor]) -> None:
     """One expert product beside grouped_mm and, if it is gated, the activation that programs do after it."""
     grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm
     weight = random(case.experts, case.wide, case.deep).mul_(case.deep**-0.5)
@@ -281,17 +264,13 @@ def gemms(table: Table, case: Case, gemm: Callable[..., Tensor], every: bool) ->
         launches["activation"] = lambda: halves(made, out)
     padded = nan(case.rows + 256, width)
     errors = {}
-    for tile in variants(case, every):
-        what = str(astuple(tile)) if tile else "as programs do"
-        padded.fill_(torch.nan)
-        try:
-            gemm(rows, weight, ends, padded, 0, tile)
-            errors[what] = error(padded[: case.rows, :: width // right.shape[1]], right)
-            if not padded[case.rows :].isnan().all() or padded[: case.rows].isnan().any():
-                errors[what] = float("nan")
-            launches[what] = functools.partial(gemm, rows, weight, ends, padded, 0, tile)
-        except Exception as fault:  # one that does not compile must not stop the others
-            print(f"{case.name} {what}: {type(fault).__name__}: {str(fault)[:100]}", flush=True)
+    what = "as programs do"
+    padded.fill_(torch.nan)
+    gemm(rows, weight, ends, padded)
+    errors[what] = error(padded[: case.rows, :: width // right.shape[1]], right)
+    if not padded[case.rows :].isnan().all() or padded[: case.rows].isnan().any():
+        errors[what] = float("nan")
+    launches[what] = functools.partial(gemm, rows, weight, ends, padded)
     if "half" in case.name:
         for programs in (132, 124, 116, 108, 100):
             what = f"on {programs} SMs"
@@ -303,40 +282,17 @@ def gemms(table: Table, case: Case, gemm: Callable[..., Tensor], every: bool) ->
     for what, err in errors.items():
         name = f"{case.name} {case.experts} x {case.rows // case.experts} {what}"
         table.row(name, times[what], flops, "TFLOP/s", err, theirs, note)
-    if every:
-        print(f"  best of {case.name}: {min(errors, key=lambda what: times[what])}", flush=True)
-
-
-def warm(turn: str) -> None:
-    """Compile this process's share."""
-    mine, count = map(int, turn.split("/"))
-    gemm = products()
-    jobs = {(case.wide, case.deep, tile): (case, tile) for case in CASES for tile in variants(case, True)}
-    for i, (case, tile) in enumerate(jobs.values()):
-        if i % count == mine:
-            ends = torch.tensor([128], dtype=torch.int32, device="cuda")
-            out = nan(128, case.wide // 2 if case.gated else case.wide)
-            try:
-                rows, weight = random(128, case.deep), random(1, case.wide, case.deep)
-                gemm[case.gated](rows, weight, ends, out, 0, tile)
-            except Exception as fault:  # said again when it is measured
-                print(f"{case} {tile}: {type(fault).__name__}", file=sys.stderr)
 
 
 def main() -> int:
     """Everything, or what was asked for."""
     parser = argparse.ArgumentParser(description="Kernels beside the torch ops that they replace.")
-    parser.add_argument("--tiles", action="store_true", help="try every way to cut an expert product")
     parser.add_argument("--only", default="", help="expert products with this in their name")
     parser.add_argument("--no-rows", action="store_true", help="leave out all but expert products")
-    parser.add_argument("--warm", metavar="I/N", help="compile only")
     parser.add_argument("--json", metavar="FILE", help="write the results")
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, seed {torch.seed()}")
-    if args.warm:
-        warm(args.warm)
-        return 0
     start = time.monotonic()
     table = Table([])
     if not args.no_rows:
@@ -345,7 +301,7 @@ def main() -> int:
     gemm = products()
     for case in CASES:
         if args.only in case.name:
-            gemms(table, case, gemm[case.gated], args.tiles)
+            gemms(table, case, gemm[case.gated])
     if args.json:
         Path(args.json).write_text(json.dumps(table.found, indent=1) + "\n")
     print(f"{time.monotonic() - start:.0f} s")

@@ -2,17 +2,21 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
+from epsc.codegen import emit
 from epsc.driver import plan, understand
 from epsc.interpret import interpret
 from epsc.interpret.weights import random_inputs, random_weights
 from epsc.ir.errors import EpsError
 from epsc.ir.source import Source
+from epsc.machine.cluster import DEVICES
+from epsc.machine.tiles import DEFAULT, Tile, TileTable
 from tests.codegen.layers import planned, program_of, written
 
 ACTIVATIONS = """
@@ -177,6 +181,22 @@ def test_persistent_products_agree_with_the_oracle(
         inputs = random_inputs(layer.said, tokens, 0, torch.float16)
         (right,) = interpret(layer.said, {name: x.float() for name, x in inputs.items()}, exact)
         torch.testing.assert_close(module(*inputs.values()).float(), right, rtol=1e-2, atol=1e-2)
+
+
+def test_products_are_cut_as_the_profile_of_the_cluster_says() -> None:
+    """Each by the table of the nearest shape, with or without an activation; without a table as ever."""
+    made = plan(understand(Source("products.eps", PRODUCTS)), "whole").schedule
+    tile, low = Tile(64, 64, 64, 4), Tile(low=64)
+    tables = [
+        TileTable(4096, 4096, False, ((0, low),), "here", True),
+        TileTable(64, 32, False, ((0, tile), (8, tile), (32, low)), "here", True),
+    ]
+    device = replace(DEVICES["h200"], tiles=tuple(tables))
+    text = emit(made, spec_text="", version="0.1.0", load=(1, 2), device=device).text
+    assert f"{{0: {tile}, 16: {low}}}," in text
+    assert text.count(f"512: {DEFAULT[512]}") == 1  # no table is of products with an activation
+    plain = emit(made, spec_text="", version="0.1.0", load=(1, 2)).text
+    assert f"{{0: {DEFAULT[0]}, 512: {DEFAULT[512]}}}," in plain
 
 
 def test_what_the_persistent_kernel_cannot_do_is_refused() -> None:

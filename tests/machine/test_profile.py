@@ -1,5 +1,6 @@
 """Profiles: what is shipped reads whole, numbers keep their origin, and every fault names file and key."""
 
+import json
 from dataclasses import replace
 from statistics import median
 
@@ -12,6 +13,7 @@ from epsc.machine.device import Device, Origin
 from epsc.machine.profile import load, parse, shipped, shipped_for
 from epsc.machine.roofline import least, ratio
 from epsc.machine.tables import Beside, Table
+from epsc.machine.tiles import COLUMNS, DEFAULT, Tile, tiles_for
 
 SMALLEST = """
 device = "x1"
@@ -107,6 +109,8 @@ def test_faults_name_file_and_key(change: tuple[str, str], message: str) -> None
 
 
 RATE = '[[rate]]\nkind = "gemm"\nimpl = "torch"\norigin = "here"\n'
+TILES = f'[[tiles]]\nout = 64\nin = 32\nact = true\norigin = "here"\ncolumns = {json.dumps(COLUMNS)}\n'
+TILE = "128, 256, 64, 8, 4, 8, 0"
 PAIR = '[[beside]]\ntransfer = "gloo"\ncompute = "*"\norigin = "here"\ncolumns = ["sms", "hidden"]\n'
 
 
@@ -121,12 +125,35 @@ PAIR = '[[beside]]\ntransfer = "gloo"\ncompute = "*"\norigin = "here"\ncolumns =
         (RATE + 'columns = ["mb", "us"]\npoints = [[1, 0]]', r"points\[0\]\.us: it must be a finite number above 0"),
         (RATE + 'columns = ["mb", "us"]\npoints = [[1, 2], [1, 3]]', r"two points have the same coordinates"),
         (PAIR + "points = [[132, 1.5]]", r"at most all of it, 1, can be hidden, not 1\.5"),
+        (TILES + "points = [[8, 128, 256, 64, 8, 4, 8]]", r"tiles\[0\]\.points\[0\]: a point has 8 numbers"),
+        (TILES + "points = [[8, 100, 256, 64, 8, 4, 8, 0]]", r"points\[0\]: .*must be powers of two"),
+        (
+            TILES + "points = [[8, 128, 256, 64, 8, 4, 8, 128]]",
+            r"points\[0\]: low_rows must be 0, or .*below tile_rows",
+        ),
+        (TILES + "points = [[8, 128, 256, 64, 8, 6, 8, 0]]", r"points\[0\]: it takes 327680 bytes of shared memory"),
+        (TILES + "points = [[8, 128, 256, 64, 6, 4, 8, 0]]", r"points\[0\]: it takes 4 or 8 warps"),
+        (TILES + "points = [[0.5, 128, 256, 64, 8, 4, 8, 0]]", r"points\[0\]: it must be whole numbers"),
+        (TILES + f"points = [[8, {TILE}], [8, {TILE}]]", r"tiles\[0\]\.points: rows must rise"),
+        (TILES.replace("rows", "tokens", 1) + "points = [[8, 1]]", r"tiles\[0\]\.columns: it must be \[\"rows\""),
         (PAIR + "points = []", r"beside\[0\]\.points: it must be a list of points, at least one"),
     ],
 )
 def test_faults_of_tables_name_the_entry(more: str, message: str) -> None:
     with pytest.raises(EpsError, match=message):
         parse(SMALLEST + more, "x", "x.toml")
+
+
+def test_a_tile_is_of_the_nearest_shape_and_rows() -> None:
+    """Between two loads, that of the nearer by ratio; 0 rows are less than one."""
+    points = "points = [[0, 64, 64, 64, 4, 4, 8, 0], [8, 64, 128, 64, 4, 4, 8, 0], [32, 128, 256, 64, 8, 4, 8, 64]]"
+    wide = TILES.replace("out = 64", "out = 4096") + f"points = [[1, {TILE}]]"
+    tables = parse(f"{SMALLEST}{TILES}{points}\n{wide}", "x", "x.toml").device.tiles
+    few, some, many = Tile(64, 64, 64, 4), Tile(64, 128, 64, 4), Tile(low=64)
+    assert tiles_for(tables, 128, 32, True) == {0: few, 1: some, 16: many}
+    assert tiles_for(tables, 2048, 32, True) == {0: Tile()}
+    assert tiles_for(tables, 64, 32, False) == DEFAULT
+    assert tiles_for((), 64, 32, True) == DEFAULT
 
 
 def test_all_faults_are_told_at_once() -> None:
