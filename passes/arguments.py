@@ -79,9 +79,14 @@ class Arguments(Nodes, ABC):
                 "bad-argument", f"`{call.fn}` needs {USAGE.get(call.fn, 'one value')}", call.args[most].span
             )
 
-    def _options(self, call: Call, cls: type, taken: tuple[str, ...] = ()) -> dict[str, Any] | None:
-        """Keyword arguments as fields of the attribute class `cls`, those in `taken` being set otherwise."""
+    def _options(
+        self, call: Call, cls: type, taken: tuple[str, ...] = (), weights: bool = False
+    ) -> dict[str, Any] | None:
+        """Keyword arguments as fields of the attribute class `cls`, those in `taken` being set otherwise; of an op with
+        `weights` also whether they are `shared`."""
         hints = {k: v for k, v in get_type_hints(cls).items() if k not in taken}
+        if weights:
+            hints["shared"] = bool
         found: dict[str, Any] = {}
         meant: set[str | None] = set()
         good = True

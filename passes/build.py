@@ -282,8 +282,8 @@ class _Builder(Collectives, Calls):
         return self._layer(decl, args, f"{name}.")
 
     def _stack(self, call: Call, scope: Scope, want: str) -> Bound:
-        """stack(layer, x, n): the layer n times, each with weights of its own, each reading what the last one made."""
-        self._count_args(call, 3)
+        """stack(layer, x, n, ...): the layer n times, each with weights of its own, each reading what the last one
+        made, and what stands behind n."""
         first = call.args[0] if call.args else call
         if len(call.args) < 3 or not isinstance(first, Name) or first.name not in self.layers:
             named = first.name if isinstance(first, Name) else ""
@@ -293,10 +293,11 @@ class _Builder(Collectives, Calls):
             return None
         value: Bound = self._rows_arg(call, 1, scope)
         times = self.numbers.whole(call.args[2], "the number of layers")
+        more = [self._expr(arg, scope) for arg in call.args[3:]]
         name = self._fresh(scope, want if want and want != "return" else "layers")
         before, each = len(self.nodes), 0
         for i in range(times or 0):
-            value = self._call_layer(call, first.name, [value], scope, want, f"{name}.{i}")
+            value = self._call_layer(call, first.name, [value, *more], scope, want, f"{name}.{i}")
             each = len(self.nodes) - before if i == 0 else each
             if value is None or each == 0:  # nothing more to learn, or a layer that returns its argument
                 break

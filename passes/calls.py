@@ -21,6 +21,8 @@ class CallOptions:
 
     out: int = 0
     """Columns of the result; those of the first value if nothing is said."""
+    shared: bool = False
+    """One module for all layers that call it so."""
     flops: Amount = Amount()
     bytes: Amount = Amount()
     us: Amount = Amount()
@@ -63,9 +65,10 @@ class Calls(Arguments, ABC):
                 return None
         name = self._fresh(scope, want if want and want != "return" else module.name)
         tensor = Tensor(first.dtype, (first.shape[0], Dim(options.out) if options.out else first.shape[1]))
-        if not self._one_module(f"{scope.prefix}{module.name}", tensor, module):
+        full = module.name if options.shared else f"{scope.prefix}{module.name}"
+        if not self._one_module(full, tensor, module):
             return None
-        attrs = CallAttrs(f"{scope.prefix}{module.name}", options.flops, options.bytes, options.us)
+        attrs = CallAttrs(full, options.flops, options.bytes, options.us)
         self._emit(name, "call", tuple(value.name for value in rows), attrs, (tensor,), scope, call.span)
         return Rows(name, tensor)
 

@@ -62,9 +62,18 @@ class Nodes:
             self._too_large(span)
             self.faults.raise_if_any()
 
-    def _param(self, name: str, shape: tuple[int, ...], sharded: bool, scope: Scope, span: Span | None) -> str:
-        """The weight `name` of this scope; used twice it is one shared weight, and the shapes must agree."""
-        full = f"{scope.prefix}{name}"
+    def _param(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        sharded: bool,
+        scope: Scope,
+        span: Span | None,
+        shared: bool = False,
+    ) -> str:
+        """The weight `name` of this scope, or of all scopes that share it; used twice it is one weight, and the shapes
+        must agree."""
+        full = name if shared else f"{scope.prefix}{name}"
         param = Param(full, Tensor(self.dtype, tuple(map(Dim, shape))), sharded)
         first = self.params.setdefault(full, param)
         unknown = sharded and first.sharded and ANY in (shape[0], first.type.shape[0].scale)

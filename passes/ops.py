@@ -41,7 +41,8 @@ class Ops(Arguments):
     def _route(self, call: Call, scope: Scope, want: str) -> Bound:
         self._count_args(call, 1)
         x = self._rows_arg(call, 0, scope)
-        options = self._options(call, RouteAttrs)
+        options = self._options(call, RouteAttrs, weights=True)
+        shared = bool(options and options.pop("shared", False))
         if x is None:
             return None
         if options is None:
@@ -100,9 +101,9 @@ class Ops(Arguments):
             attrs = RouteAttrs(count, min(k, count))
         name = self._fresh(scope, want if want and want != "return" else "route")
         local = name.removeprefix(scope.prefix)
-        params = [self._param(f"{local}.weight", (count, x.type.shape[1].scale), False, scope, call.span)]
+        params = [self._param(f"{local}.weight", (count, x.type.shape[1].scale), False, scope, call.span, shared)]
         params += [
-            self._param(f"{local}.{bias}", (count,), False, scope, call.span)
+            self._param(f"{local}.{bias}", (count,), False, scope, call.span, shared)
             for bias in ("bias", "choice_bias")
             if getattr(attrs, bias)
         ]
@@ -197,7 +198,7 @@ class Ops(Arguments):
     def _gemm(self, call: Call, scope: Scope, want: str) -> Bound:
         self._count_args(call, 3)
         x = self._rows_arg(call, 0, scope)
-        options = self._options(call, GemmAttrs, taken=("out",))
+        options = self._options(call, GemmAttrs, taken=("out",), weights=True)
         if len(call.args) < 3:
             self.faults.add("bad-argument", f"`gemm` needs {USAGE['gemm']}", call.span)
             return None
@@ -229,11 +230,13 @@ class Ops(Arguments):
         origin: str = "",
     ) -> Rows:
         width = x.type.shape[-1].scale
+        options = dict(options)
+        shared = options.pop("shared", False)
         shape = (width, out) if options.get("transposed") else (out, width)
         experts = (x.route.attrs.experts,) if x.route else ()
-        params = [self._param(weight, (*experts, *shape), bool(experts), scope, span)]
+        params = [self._param(weight, (*experts, *shape), bool(experts), scope, span, shared)]
         if options.get("bias"):
-            params.append(self._param(f"{weight}.bias", (*experts, out), bool(experts), scope, span))
+            params.append(self._param(f"{weight}.bias", (*experts, out), bool(experts), scope, span, shared))
         attrs: Attrs = ExpertGemmAttrs(*experts, out=out, **options) if experts else GemmAttrs(out, **options)
         kind = "expert_gemm" if experts else "gemm"
         tensor = Tensor(x.type.dtype, (x.type.shape[0], Dim(out)))
@@ -269,7 +272,7 @@ class Ops(Arguments):
         """mlp(x, act, width) = gemm(act(gemm(x, gate_up, width or 2 * width)), down, width of x)."""
         self._count_args(call, 3)
         x = self._rows_arg(call, 0, scope)
-        options = self._options(call, GemmAttrs, taken=("out",))
+        options = self._options(call, GemmAttrs, taken=("out",), weights=True)
         if len(call.args) < 3 or not isinstance(call.args[1], Name) or call.args[1].name not in set(Act):
             place = call.args[1] if len(call.args) > 1 else call
             named = place.name if isinstance(place, Name) else ""

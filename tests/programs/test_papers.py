@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from epsc import driver
+from epsc.ir.amount import Amount
+from epsc.ir.attrs import CallAttrs
 from epsc.ir.dims import Axis
 from epsc.ir.schedule import Schedule
 from epsc.proof.happens import Happens
@@ -146,3 +148,46 @@ def test_shapes_of_models_with_a_shortcut(
     for each in after:
         assert happens.beside(each, "back.all2all") and happens.before("down", each)
     assert made.graph.users["back.all2all"] == [made.graph.node["return"]]
+
+
+def test_rmoe() -> None:
+    """A state for each token, from each layer's router to the next one; it stays where the token is at home."""
+    graph = planned("rmoe", "serial").graph
+    states = ["h_1.cell", "h_2.cell", "h_3.cell"]
+    for i, state in enumerate(states):
+        # One cell for all layers; projection and router of each layer's own.
+        assert graph.node[state].attrs == CallAttrs("cell", flops=Amount((0.0, 12.0 * 256 * 256)))
+        assert graph.node[state].ins == (f"h_{i + 1}.project", *states[i - 1 : i])
+        (router,) = [node for node in graph.users[state] if node.kind == "route"]
+        assert graph.param[router.params[0]].type.shape[1].scale == 256
+    weights = [node.params[0] for node in graph.nodes if node.kind in ("route", "gemm")]
+    assert len(set(weights)) == 6
+    # Experts read tokens: whatever travels, or is laid out to travel, holds no state.
+    for node in graph.nodes:
+        if node.info.moves_rows or node.kind in ("permute", "expert_gemm", "expert_gemm_act"):
+            assert graph.types[node.ins[0]].shape[1].scale >= 1024
+            assert not {*node.ins} & {*states}
+
+
+def test_adapter_albert() -> None:
+    """One backbone for all layers, on every rank; adapters of each layer and task, those of a task on one rank."""
+    made = planned("adapter_albert", "serial")
+    graph = made.graph
+    assert not [node for node in graph.nodes if node.kind == "route"]
+    assert all(node.ins == ("task",) for node in graph.nodes if node.kind == "layout")
+    users: dict[str, int] = {}
+    for node in graph.nodes:
+        for name in (*node.params, *([node.attrs.module] if isinstance(node.attrs, CallAttrs) else ())):
+            users[name] = users.get(name, 0) + 1
+    backbone = ("attention", "norm_1", "norm_2", "ffn.up", "ffn.down")
+    assert all(users[name] == 12 for name in backbone)
+    adapters = [f"layers.{i}.adapter_{way}" for i in range(12) for way in ("down", "up")]
+    assert {name: users[name] for name in adapters} == dict.fromkeys(adapters, 1)
+    assert {*users} == {*backbone, *adapters}
+    # A shared weight is there once, whole; adapters are cut by task.
+    assert {param.name: param.sharded for param in graph.params} == {
+        **dict.fromkeys(("ffn.up", "ffn.down"), False),
+        **dict.fromkeys(adapters, True),
+    }
+    assert {graph.param[name].type.shape[0].scale for name in adapters} == {8}
+    assert made.ep == 8
