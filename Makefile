@@ -14,7 +14,7 @@ BORROW := $(findstring --system-site-packages,$(VENV_FLAGS))
 INSTALL := $(if $(BORROW),--no-build-isolation -e .,-c constraints-dev.txt -e '.[dev]')
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-all lint format golden wheel clean
+.PHONY: help dev demo test test-all lint format golden docs wheel clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ format: dev ## rewrite the code in the house style
 
 golden: dev ## rewrite the golden files; then read the diff
 	$(BIN)/python -m pytest --update-golden $(PYTEST_FLAGS)
+
+docs: dev ## build the documentation as a site: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 wheel: dev ## build dist/*.whl from a clean tree
 	rm -rf build dist

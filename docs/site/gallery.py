@@ -1,0 +1,240 @@
+"""The gallery: a page for each file of examples/, with its text, its timelines, and what it would take elsewhere.
+
+Nothing here is written by hand: a file that is added to the folder has a page. What a file is, its first comment says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+
+from epsc import driver
+from epsc.ir.errors import Diagnostic, EpsError
+from epsc.machine import profile as profiles
+from epsc.machine.reasons import exposures
+from epsc.machine.simulate import simulate
+from epsc.machine.timeline import Timeline, length
+from epsc.render.amounts import duration
+from epsc.render.svg import timelines_svg
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+TOKENS = 4096
+"""Per rank: of every picture and every number."""
+SHAPES = {"DeepSeek-V2": "deepseek_v2.eps", "Mixtral-8x7B": "mixtral_8x7b.eps"}
+"""Layers that a schedule from elsewhere is tried on."""
+_LONGEST = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """A schedule of the file as the model of a machine sees it."""
+
+    plan: driver.Plan
+    timeline: Timeline
+
+    @property
+    def name(self) -> str:
+        return self.plan.schedule.name
+
+
+@dataclass(frozen=True, eq=False)
+class Machine:
+    """A shipped profile with as many ranks as it has."""
+
+    name: str
+    options: driver.Options
+
+
+@cache
+def machines() -> tuple[Machine, ...]:
+    """Of GPUs: at true size, CPU ranks take seconds, and nobody would run a layer there."""
+    found = [profiles.load(name) for name in profiles.shipped()]
+    found.sort(key=lambda each: (each.ranks, each.name))
+    sizes = {each.name: {"ep": str(each.ranks), "nodes": str(each.nodes), "tokens": str(TOKENS)} for each in found}
+    return tuple(
+        Machine(each.name, driver.Options(sizes[each.name], profile=each.name))
+        for each in found
+        if each.device.backend == "cuda"
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of examples/."""
+
+    path: Path
+
+    @cached_property
+    def source(self) -> driver.Source:
+        return driver.read(self.path)
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def place(self) -> str:
+        return self.path.relative_to(ROOT).as_posix()
+
+    @cached_property
+    def comment(self) -> str:
+        """The lines that the file begins with: what it is, and where it is from."""
+        lines = re.match(r"(?:#.*\n)*", self.source.text)
+        return " ".join(line.lstrip("# ") for line in lines[0].splitlines()) if lines else ""
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\A(?:#.*\n)+", "", self.source.text)
+
+    @property
+    def title(self) -> str:
+        before = re.split(r":| \(arXiv", self.comment, maxsplit=1)[0].strip()
+        return before or self.name
+
+    @property
+    def about(self) -> str:
+        """The comment, with papers as links."""
+        return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", self.comment)
+
+    @property
+    def shapes(self) -> dict[str, str | None]:
+        """Layers that its schedules are tried on: what is a model is such a shape itself."""
+        return {"its own": None} if self.path.parent == EXAMPLES else {"its own": None, **SHAPES}
+
+    @cache  # noqa: B019 - entries live as long as the build
+    def runs(self, machine: Machine | None = None, shape: str | None = None) -> tuple[list[Run], list[str]]:
+        """Its schedules on a machine, else on its own, for its own layer or a file's; and why others are refused."""
+        options = machine.options if machine else driver.Options({"tokens": str(TOKENS)})
+        try:
+            on = driver.understand(driver.read(EXAMPLES / shape) if shape else self.source, options)
+            own = driver.understand(self.source) if shape else on
+        except EpsError as error:
+            return [], [error.diagnostics[0].message]
+        placed, found, refused = replace(on, spec=own.spec, numbers=own.numbers), list[Run](), list[str]()
+        for decl in own.schedules:
+            try:
+                plan = driver.plan(placed, decl.name)
+            except EpsError as error:
+                refused.append(f"`{decl.name}`: {error.diagnostics[0].message}")
+                continue
+            found.append(Run(plan, replace(simulate(plan.schedule, on.cluster, TOKENS), name=decl.name)))
+        return found, refused
+
+
+def entries(patterns: list[str]) -> list[Entry]:
+    """Papers first: what others published is what one comes here for."""
+    found = [Entry(path) for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    return sorted(found, key=lambda entry: (entry.path.parent == EXAMPLES, entry.title.lower()))
+
+
+def files(patterns: list[str]) -> Iterator[tuple[str, str]]:
+    """Every file of the gallery: its path in the documentation, and its text."""
+    shown = entries(patterns)
+    yield "gallery/index.md", _index(shown)
+    for entry in shown:
+        yield f"gallery/{entry.name}.md", page(entry)
+        yield f"gallery/{entry.name}.svg", picture(entry.runs()[0])
+        for machine in machines():
+            if runs := entry.runs(machine)[0]:
+                yield f"gallery/{entry.name}-{machine.name}.svg", picture(runs)
+
+
+def picture(runs: list[Run]) -> str:
+    return timelines_svg([run.timeline for run in runs]) + "\n"
+
+
+def _index(shown: list[Entry]) -> str:
+    text = [
+        "# Gallery",
+        f"Every file of `examples/`, as the model of its machine sees it at {TOKENS} tokens per rank: predictions, not"
+        " measurements. Red is a transfer that nothing hides. [How to read a timeline](../pictures.md).",
+    ]
+    for entry in shown:
+        text += [f"## [{entry.title}]({entry.name}.md)", entry.about]
+        text.append(f"[![Timelines of {entry.title}]({entry.name}.svg)]({entry.name}.md)")
+    return "\n\n".join(text) + "\n"
+
+
+def page(entry: Entry) -> str:
+    runs, refused = entry.runs()
+    if not runs:
+        raise EpsError(Diagnostic("empty", f"{entry.place} has no schedule that runs: {'; '.join(refused)}"))
+    cluster = runs[0].plan.layer.cluster
+    ranks = f"{cluster.mesh.ep} rank{'' if cluster.mesh.ep == 1 else 's'} of {cluster.device.name}"
+    text = [
+        f"# {entry.title}",
+        entry.about,
+        f"```eps title={entry.place!r}\n{entry.text.strip()}\n```".replace("'", '"', 2),
+        "## What runs when",
+        f"{ranks}, {TOKENS} tokens per rank, predicted. Red is a transfer that nothing hides.",
+        f"![Timelines of {entry.title}]({entry.name}.svg)",
+        "\n".join(_said(run) for run in runs),
+        f"```sh\nepsc compare {entry.place} -D tokens={TOKENS} --svg timelines.svg\n```",
+        *_refusals(refused),
+        "## What it would take elsewhere",
+        f"Milliseconds of a layer and, of these, of transfers that nothing hides; at {TOKENS} tokens per rank, with"
+        " as many ranks as the profile has, routing balanced. Predicted; the best of a row in bold.",
+        *_tables(entry),
+        "## The same on other machines",
+        *_pictures(entry),
+    ]
+    return "\n\n".join(text) + "\n"
+
+
+def _said(run: Run) -> str:
+    """A schedule in a line: what of its transfers is exposed, and the longest stretches of that."""
+    timeline = run.timeline
+    moved = length(timeline.transfers)
+    if not moved:
+        return f"- `{run.name}` takes {duration(timeline.total)}, and transfers nothing."
+    head = f"- `{run.name}` takes {duration(timeline.total)}; of {duration(moved)} of transfers,"
+    longest = sorted(exposures(timeline, run.plan.schedule), key=lambda each: -each.seconds)[:_LONGEST]
+    if not longest:
+        return f"{head} nothing is exposed."
+    lines = "".join(f"\n    - {duration(each.seconds)} of `{each.step}`: {each.words}" for each in longest)
+    return f"{head} {duration(timeline.exposed_transfer)} are exposed:{lines}"
+
+
+def _refusals(refused: list[str]) -> list[str]:
+    return ["Not there: " + "; ".join(refused) + "."] if refused else []
+
+
+def _tables(entry: Entry) -> Iterator[str]:
+    names = [decl.name for decl in driver.understand(entry.source).schedules]
+    lines = ["| layer | profile | " + " | ".join(f"`{name}`" for name in names) + " |"]
+    lines.append("| --- | --- | " + " | ".join("---:" for _ in names) + " |")
+    refused: dict[str, list[str]] = {}
+    for title, shape in entry.shapes.items():
+        for machine in machines():
+            runs, reasons = entry.runs(machine, shape)
+            for why in reasons:
+                refused.setdefault(why, []).append(machine.name if shape is None else f"{title} on {machine.name}")
+            if runs:
+                lines.append(f"| {title} | {machine.name} | " + " | ".join(_cells(names, runs)) + " |")
+    yield "\n".join(lines)
+    if refused:
+        yield "Not there:\n\n" + "\n".join(f"- {', '.join(where)}: {why}" for why, where in refused.items())
+
+
+def _cells(names: list[str], runs: list[Run]) -> Iterator[str]:
+    best = min(run.timeline.total for run in runs)
+    by_name = {run.name: run.timeline for run in runs}
+    for name in names:
+        if name not in by_name:
+            yield ""
+            continue
+        timeline = by_name[name]
+        total = f"{timeline.total * 1e3:.2f}"
+        exposed = f"{timeline.exposed_transfer * 1e3:.2f}"
+        yield f"{f'**{total}**' if timeline.total == best else total} ({exposed})"
+
+
+def _pictures(entry: Entry) -> Iterator[str]:
+    for machine in machines():
+        if entry.runs(machine)[0]:
+            shown = f"![Timelines of {entry.title} on {machine.name}]({entry.name}-{machine.name}.svg)"
+            yield f'??? note "{machine.name}"\n\n    {shown}'
