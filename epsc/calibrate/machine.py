@@ -15,10 +15,14 @@ from epsc.bench.ranks import Ranks
 REPEATS = 9
 
 
-def rates_of(ranks: Ranks, name: str) -> float:
-    """One number of the machine, in FLOP/s, bytes/s or seconds; of ranks the slowest."""
-    worse = min if name.endswith(("flops", "_per_s")) else max
-    return worse(ranks.everyone(_MEASURES[name](ranks)))
+def measured_of(ranks: Ranks, name: str) -> float:
+    """One number of the machine, in FLOP/s, bytes/s or seconds, on this rank."""
+    return _MEASURES[name](ranks)
+
+
+def worst(name: str, found: list[float]) -> float:
+    """Of what ranks found that of the slowest."""
+    return (min if name.endswith(("flops", "_per_s")) else max)(found)
 
 
 def _bf16_flops(ranks: Ranks) -> float:

@@ -141,6 +141,7 @@ def _loads(plan: driver.Plan, probe: Probe) -> list[dict[str, Any]]:
                 "at": coordinates(schedule, step, cluster, priced.impl, priced.work),
                 "besides_mb": besides_bytes(priced.work) / 1e6,
                 "launches": priced.work.launches,
+                "triton": priced.impl.cost.triton,
             }
         found.append({"tokens": load, "steps": steps})
     return found

@@ -1,6 +1,7 @@
 """The ranks' part: `torchrun ... -m epsc.calibrate FOLDER --journal FILE`. Needs torch and no compiler.
 
-Everything that is found goes to the journal at once, by name, and what stands there already is not measured again.
+Everything that is found goes to the journal at once, by name, and what stands there already is not measured again. What
+fails is noted with its reason, and fails alone; `at` is what was begun, should it break the process.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from epsc.bench.ranks import Ranks
-from epsc.calibrate.machine import RATES, rates_of
+from epsc.calibrate.machine import RATES, measured_of, worst
 from epsc.calibrate.steps import Program
 
 PATIENCE = 120.0
@@ -36,7 +37,7 @@ def main() -> None:
     journal = _Journal(given.journal, ranks)
     jobs = [("machine", name) for name in RATES[manifest["backend"]]]
     jobs += [("program", probe["name"]) for probe in manifest["probes"]]
-    todo = [job for job in jobs if ": ".join(job) not in journal.found]
+    todo = [job for job in jobs if ": ".join(job) not in {**journal.found, **journal.failed}]
     probes = {probe["name"]: probe for probe in manifest["probes"]}
     begun = time.monotonic()
     for number, (sort, name) in enumerate(todo):
@@ -46,19 +47,27 @@ def main() -> None:
             break
         start = time.monotonic()
         journal.say(_progress(len(jobs) - len(todo) + number, len(jobs), start - begun, number, name))
-        found: Any
-        if sort == "machine":
-            found = rates_of(ranks, name)
-        else:
+        journal.begin(f"{sort}: {name}")
+
+        def one(sort: str = sort, name: str = name) -> Any:
+            if sort == "machine":
+                return measured_of(ranks, name)
             with torch.no_grad():
-                found = Program(ranks, given.folder / probes[name]["file"]).measure(probes[name])
-        journal.add(f"{sort}: {name}", found)
+                return Program(ranks, given.folder / probes[name]["file"]).measure(probes[name])
+
+        found, reason = ranks.attempt(one)
+        if reason:
+            journal.fail(f"{sort}: {name}", reason)
+        else:
+            every: list[Any] = ranks.everyone(found)
+            journal.add(f"{sort}: {name}", worst(name, every) if sort == "machine" else every[0])
         # A program's weights are gone before the next one's come.
         gc.collect()
         if ranks.device.type == "cuda":
             torch.cuda.empty_cache()
     else:
-        journal.say(f"all {len(jobs)} are measured")
+        failed = f", but for {len(journal.failed)} that failed" if journal.failed else ""
+        journal.say(f"all {len(jobs)} are measured{failed}")
     ranks.settle()
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -83,9 +92,24 @@ class _Journal:
             self.found.setdefault("capability", list(torch.cuda.get_device_capability()))
             self.found.setdefault("nccl", ".".join(map(str, torch.cuda.nccl.version())))
         self.found.setdefault("torch", torch.__version__)
+        self.failed: dict[str, str] = self.found.setdefault("failed", {})
+
+    def begin(self, name: str) -> None:
+        self.found["at"] = name
+        self._save()
 
     def add(self, name: str, found: Any) -> None:
         self.found[name] = found
+        self.found.pop("at", None)
+        self._save()
+
+    def fail(self, name: str, reason: str) -> None:
+        self.failed[name] = reason
+        self.found.pop("at", None)
+        self._save()
+        self.say(f"{name} failed, and is left out: {reason.splitlines()[-1]}")
+
+    def _save(self) -> None:
         if self.ranks.rank == 0:
             part = self.path.with_suffix(".part")
             part.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from statistics import median
 from typing import Any
 
@@ -26,6 +27,12 @@ class Head:
     date: str
     line_gb_per_s: float | None = None
     """The line rate of the links between ranks, if it is known."""
+    base: str | None = None
+    """The shipped profile that what was not measured is taken from."""
+
+
+NEEDED = ("bf16_flops", "fp32_flops", "copy_bytes_per_s", "launch_s", "kernel_s", "transfer_s", "round_trip_s")
+"""Numbers of the machine without which there is no profile, unless it has a base."""
 
 
 def profile_text(journal: dict[str, Any], manifest: dict[str, Any], head: Head) -> str:
@@ -45,6 +52,7 @@ def profile_text(journal: dict[str, Any], manifest: dict[str, Any], head: Head) 
     ]
     origin = _origin(journal, head)
     lines = [
+        *([f'base = "{head.base}"'] if head.base else []),
         f'device = "{head.device}"',
         f"ranks = {head.ranks}",
         "nodes = 1",
@@ -78,10 +86,11 @@ def _origin(journal: dict[str, Any], head: Head) -> str:
 _CHIP = """sms, capability: the driver. Others are not measured: EPS-MoE says that an all2all needs 10 to 20 SMs, \
 an activation 40 to 60; tile is that of the persistent kernel"""
 _CORES = "sms: cores count as two, whatever there are; nothing here is measured"
-_LATENCIES = """launch: the host, for one small product in a row of them; step: forwards of few tokens with more \
-and with fewer steps, less their launches (both 0 on CPU, where a step is done when it is issued); kernel: small \
-kernels in a row; event: two streams that wait for each other; transfer: an all2all of one element; host_sync: the \
-step that reads sizes; signal: as a transfer"""
+_LATENCIES = """launch: the host, for one small product in a row of them; step, triton: what the host takes for \
+forwards of few tokens of all programs, less other launches and what those take more that stop for sizes, by least \
+squares (all 0 on CPU, where a step is done when it is issued); kernel: small kernels in a row; event: two streams \
+that wait for each other; transfer: an all2all of one element; host_sync: the step that reads sizes; signal: as a transfer, \
+unless there is a base"""
 
 
 def _chip(journal: dict[str, Any], head: Head) -> list[str]:
@@ -101,50 +110,91 @@ def _chip(journal: dict[str, Any], head: Head) -> list[str]:
 
 
 def _rates(rates: dict[str, float], head: Head) -> list[str]:
-    line = head.line_gb_per_s or rates["link_bytes_per_s"] / 1e9
+    line = head.line_gb_per_s or (None if head.base else rates["link_bytes_per_s"] / 1e9)
     told = "given" if head.line_gb_per_s else "what a large all2all reaches"
-    return [
-        "[rates]",
-        f'origin = "products of square matrices; a copy, read plus written; intra: {told}. inter, copy: as intra; host:'
-        ' as intra; not measured"',
-        f"bf16_tflops = {_short(rates['bf16_flops'] / 1e12)}",
-        f"fp32_tflops = {_short(rates['fp32_flops'] / 1e12)}",
-        f"hbm_gb_per_s = {_short(rates['copy_bytes_per_s'] / 1e9)}",
-        *(f"{name}_gb_per_s = {_short(line)}" for name in ("intra", "inter", "copy", "host")),
-    ]
+    origins = ["products of square matrices; a copy, read plus written"]
+    if line:
+        origins.append(f"intra: {told}")
+    if not head.base:
+        origins.append("inter, copy: as intra; host: as intra; not measured")
+    known = {
+        "bf16_tflops": _of(rates, "bf16_flops", 1e12),
+        "fp32_tflops": _of(rates, "fp32_flops", 1e12),
+        "hbm_gb_per_s": _of(rates, "copy_bytes_per_s", 1e9),
+        "intra_gb_per_s": line,
+    }
+    if not head.base:
+        known |= dict.fromkeys(("inter_gb_per_s", "copy_gb_per_s", "host_gb_per_s"), line)
+    return _section("rates", "; ".join(origins), known)
 
 
 def _latencies(rates: dict[str, float], measured: list[tuple[Any, Any]], host: list[float], head: Head) -> list[str]:
-    sync = max(rates["round_trip_s"], median(host) if host else 0.0)
+    cuda = head.backend == "cuda"
+    syncs = [rates[name] for name in ("round_trip_s",) if name in rates] + ([median(host)] if host else [])
+    known = {
+        "launch_us": _of(rates, "launch_s", 1e-6) if cuda else 0.0,
+        "kernel_us": _of(rates, "kernel_s", 1e-6),
+        "event_us": _of(rates, "event_s", 1e-6) or _of(rates, "kernel_s", 1e-6),
+        "transfer_us": _of(rates, "transfer_s", 1e-6),
+        "host_sync_us": max(syncs) * 1e6 if syncs else None,
+    }
     # On CPU a step is done when it is issued, so what issuing costs is in the time of the step.
-    step = _step_s(measured, rates["launch_s"]) if head.backend == "cuda" else 0.0
-    launch = rates["launch_s"] if head.backend == "cuda" else 0.0
-    return [
-        "[latencies]",
-        f'origin = "{_LATENCIES}"',
-        f"launch_us = {_short(launch * 1e6)}",
-        f"step_us = {_short(step * 1e6)}",
-        f"kernel_us = {_short(rates['kernel_s'] * 1e6)}",
-        f"event_us = {_short(rates.get('event_s', rates['kernel_s']) * 1e6)}",
-        f"transfer_us = {_short(rates['transfer_s'] * 1e6)}",
-        f"host_sync_us = {_short(sync * 1e6)}",
-        f"signal_us = {_short(rates['transfer_s'] * 1e6)}",
-    ]
+    issuing = _issuing(measured, rates["launch_s"]) if cuda and "launch_s" in rates else None
+    if issuing:
+        known |= {"step_us": issuing[0] * 1e6, "triton_us": issuing[1] * 1e6}
+    elif not head.base:
+        known["step_us"] = 0.0
+    if not head.base:
+        known["signal_us"] = known["transfer_us"]
+    return _section("latencies", _LATENCIES, known)
 
 
-def _step_s(measured: list[tuple[Any, Any]], launch_s: float) -> float:
-    """Host time of a step besides its launches: of the least loads, the programs with most and fewest steps."""
-    fewest = min((load["tokens"] for load, _ in measured), default=0)
-    issued: dict[int, tuple[float, int]] = {}
+def _of(rates: dict[str, float], name: str, unit: float) -> float | None:
+    return rates[name] / unit if name in rates else None
+
+
+def _section(name: str, origin: str, known: dict[str, float | None]) -> list[str]:
+    """Without what was not measured: that is the base's."""
+    numbers = [f"{key} = {_short(number)}" for key, number in known.items() if number is not None]
+    return [f"[{name}]", f'origin = "{origin}"', *numbers]
+
+
+def _issuing(measured: list[tuple[Any, Any]], launch_s: float) -> tuple[float, float] | None:
+    """Host time of a step besides its launches, and of a Triton launch; None if too few programs were measured.
+
+    Of the least load of each program: seconds until all was issued, less launches of torch, are
+    steps * a + Triton launches * b, and c more where the host stops for sizes.
+    """
+    least: dict[tuple[str, ...], tuple[Any, Any]] = {}
     for load, found in measured:
-        if load["tokens"] == fewest:
-            launches = sum(what["launches"] for what in load["steps"].values())
-            issued.setdefault(len(load["steps"]), (found["issued"], launches))
-    if len(issued) < 2:
-        return 0.0
-    few, many = min(issued), max(issued)
-    seconds: float = issued[many][0] - issued[few][0] - (issued[many][1] - issued[few][1]) * launch_s
-    return max(0.0, seconds / (many - few))
+        steps = tuple(load["steps"])
+        if steps not in least or load["tokens"] < least[steps][0]["tokens"]:
+            least[steps] = (load, found)
+    rows, seconds = [], []
+    for load, found in least.values():
+        steps = load["steps"].values()
+        triton = sum(what["launches"] for what in steps if what.get("triton"))
+        others = sum(what["launches"] for what in steps if not what.get("triton"))
+        rows.append((float(len(steps)), float(triton), float(any(what["role"] == "host" for what in steps))))
+        seconds.append(found["issued"] - others * launch_s)
+    if len(rows) < 3:
+        return None
+    a, b, _ = _least_squares(rows, seconds)
+    return a, b
+
+
+def _least_squares(rows: Sequence[tuple[float, ...]], wanted: list[float]) -> list[float]:
+    """Numbers of at least 0, by which the rows come nearest to what is wanted: one after the other, until still."""
+    found = [0.0] * len(rows[0])
+    for _ in range(2000):
+        for i in range(len(found)):
+            square = sum(row[i] * row[i] for row in rows)
+            off = sum(
+                row[i] * (w - sum(x * f for x, f in zip(row, found, strict=True)) + row[i] * found[i])
+                for row, w in zip(rows, wanted, strict=True)
+            )
+            found[i] = max(0.0, off / square) if square else 0.0
+    return found
 
 
 def _tables(
@@ -157,7 +207,7 @@ def _tables(
             at, seconds = what["at"], timed["alone"].get(step)
             if seconds is None or seconds <= 0 or not at.get("mb"):
                 continue
-            besides = what["besides_mb"] * 1e6 / rates["copy_bytes_per_s"]
+            besides = what["besides_mb"] * 1e6 / rates.get("copy_bytes_per_s", inf)
             if what["role"] in _ROLES and "out" in at and at["rows"] > 0:
                 columns: tuple[str, ...] = (*_GEMM, "tflops")
                 flops = 2 * at["experts"] * at["rows"] * at["out"] * at["in"]

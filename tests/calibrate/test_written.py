@@ -8,7 +8,7 @@ import pytest
 
 from epsc.calibrate.written import Head, profile_text
 from epsc.machine.device import Origin
-from epsc.machine.profile import Profile, parse
+from epsc.machine.profile import Profile, load, parse
 
 MACHINE = {
     "machine: bf16_flops": 700e12,
@@ -93,19 +93,31 @@ def test_a_run_that_waited_for_the_host_says_nothing() -> None:
     assert not written(met, issued=1.6e-3).device.besides
 
 
-def test_the_host_time_of_a_step_is_what_more_steps_cost() -> None:
-    # 4 steps with 4 launches are issued in 1 ms, 8 with 8 in 1.3 ms: 75 us each, of which 5 are the launch.
-    more = {f"{name}[expert_group:1/2]": what for name, what in STEPS.items()}
-    manifest = {
-        "probes": [
-            {"name": "p", "together": False, "loads": [{"tokens": 1, "steps": STEPS}]},
-            {"name": "q", "together": False, "loads": [{"tokens": 1, "steps": {**STEPS, **more}}]},
-        ]
-    }
+def test_what_issuing_costs_by_hand() -> None:
+    # 30 us for each step, 80 for each Triton launch, 5 for others; a stop for sizes takes 400 more.
+    def program(name: str, torch: int, triton: int, stops: bool) -> tuple[dict[str, Any], list[Any]]:
+        steps = {f"{name} t{i}": step("permute", "torch", "memory") for i in range(torch)}
+        steps |= {f"{name} k{i}": {**step("activation", "triton", "memory"), "triton": True} for i in range(triton)}
+        steps |= {f"{name} n": {**step("sizes", "pinned", "host"), "launches": 0}} if stops else {}
+        issued = len(steps) * 30e-6 + triton * 80e-6 + torch * 5e-6 + stops * 400e-6
+        found = [{"tokens": 16, "alone": dict.fromkeys(steps, 1e-4), "whole": 1e-3, "issued": issued}]
+        return {"name": name, "together": False, "loads": [{"tokens": 16, "steps": steps}]}, found
+
+    made = [program("a", 3, 5, True), program("b", 1, 9, False), program("c", 8, 20, True), program("d", 4, 4, False)]
+    journal = {**MACHINE, **{f"program: {probe['name']}": found for probe, found in made}}
+    text = profile_text(journal, {"probes": [probe for probe, _ in made]}, Head("h200", "cuda", 2, "2026-11-22"))
+    device = parse(text, "p", "p.toml").device
+    assert (device.step_s, device.triton_s) == pytest.approx((30e-6, 80e-6), rel=1e-2)
+
+
+def test_what_failed_is_that_of_the_base() -> None:
     journal = {
-        **MACHINE,
-        "program: p": [{"tokens": 1, "alone": ALONE, "whole": 2e-3, "issued": 1e-3}],
-        "program: q": [{"tokens": 1, "alone": {**ALONE, **dict.fromkeys(more, 1e-4)}, "whole": 2e-3, "issued": 1.3e-3}],
+        name: found for name, found in MACHINE.items() if name not in ("machine: fp32_flops", "machine: launch_s")
     }
-    text = profile_text(journal, manifest, Head("h200", "cuda", 2, "2026-11-22"))
-    assert parse(text, "p", "p.toml").device.step_s == pytest.approx(70e-6)
+    text = profile_text(journal, {"probes": []}, Head("h200", "cuda", 2, "2026-11-22", base="h200x2"))
+    made, base = parse(text, "p", "p.toml").device, load("h200x2").device
+    assert made.flops_bf16 == 700e12
+    assert (made.flops_fp32, made.launch_s, made.triton_s) == (base.flops_fp32, base.launch_s, base.triton_s)
+    assert made.intra_bytes_per_s == base.intra_bytes_per_s
+    assert made.signal_s == base.signal_s
+    assert made.table == base.table
