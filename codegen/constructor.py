@@ -9,7 +9,7 @@ from epsc.codegen.names import string
 from epsc.codegen.one_sided import made_once
 from epsc.codegen.ops import Scope
 from epsc.codegen.regions import Regions, refuse
-from epsc.ir.attrs import CallAttrs
+from epsc.ir.attrs import CallAttrs, CollectiveAttrs, TransferAttrs
 from epsc.ir.dims import Axis
 from epsc.ir.graph import Graph
 from epsc.ir.kinds import Role
@@ -59,12 +59,22 @@ def _lanes(schedule: Schedule, scope: Scope) -> list[str]:
 
 def _comms(schedule: Schedule) -> list[str]:
     sms: dict[str, int] = {}
+    axes: dict[str, str] = {}
     for step in schedule.steps:
         if step.comm:
             sms[step.comm] = max(sms.get(step.comm, 0), step.sms)
+            attrs = schedule.node(step).attrs
+            assert isinstance(attrs, TransferAttrs | CollectiveAttrs)
+            axes[step.comm] = attrs.mesh
     if not sms:
         return []
     items = tuple(f"{string(name)}: {count}" for name, count in sms.items())
+    if schedule.meshes:
+        over = {name: (schedule.mesh_of(axis), axis) for name, axis in axes.items()}
+        items = tuple(
+            f"{string(name)}: ({sms[name]}, {mesh.stride(axis)}, {mesh.size(axis)})"
+            for name, (mesh, axis) in over.items()
+        )
     return call("self.transport = Transport", ["self.run", "group", Listing("", items, "{}"), "timeout"], "", 8)
 
 

@@ -60,7 +60,10 @@ def context(
         "version": checked_version(version),
         "version_string": string(version),
         "ep": schedule.ep,
-        "ranks": "1 rank" if schedule.ep == 1 else f"{schedule.ep} ranks",
+        "meshes": schedule.meshes,
+        "all_ranks": schedule.ranks,
+        "world": "RANKS" if schedule.meshes else "EP",
+        "ranks": "1 rank" if schedule.ranks == 1 else f"{schedule.ranks} ranks",
         "load": load,
         "one_sided": bool(scope.slots),
         "one_sided_kinds": {node.kind for node in graph.nodes} & set(ONE_SIDED),
@@ -127,7 +130,7 @@ def _op_files(graph: Graph, regions: Regions, gemms: Gemms, variants: Variants, 
     kinds = {node.kind for node in graph.nodes}
     bias = "_bias" if gemms.with_bias else ""
     wanted = {
-        "op_chunks.jinja": bool(regions.ranges),
+        "op_chunks.jinja": bool(regions.ranges or regions.shares),
         "op_length.jinja": "length" in regions.helpers,
         "op_keep.jinja": keeps,
         "op_called.jinja": "call" in kinds,
@@ -189,7 +192,13 @@ def _forward(regions: Regions, inputs: list[str]) -> dict[str, Any]:
         for name, value in zip(inputs, graph.inputs, strict=True)
         for line in _expect(name, graph.types[value], base)
     ]
-    first += [f"{name} = by_tokens(tokens, {n}, {copies})" for (n, copies), name in sorted(regions.ranges.items())]
+    for axis, (shares, count) in sorted(regions.shares.items()):
+        first.append(f"{shares} = by_tokens(tokens, {regions.schedule.mesh_of(axis).size(axis)}, 1)")
+        first.append(f"{count} = length({shares}[{regions.place(axis)}])")
+    first += [
+        f"{name} = by_tokens({of}, {n}, {copies})"
+        for (of, n, copies), name in sorted(regions.ranges.items(), key=lambda item: item[0][1:])
+    ]
     own, may = "Each rank brings its own tokens.", "The number of tokens may differ between ranks, and be 0."
     if regions.schedule.same_tokens:
         own = may = "Ranks that share tokens (SAME_TOKENS) bring the same."

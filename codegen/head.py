@@ -22,7 +22,7 @@ def docstring(
     """The pieces of the docstring of the file; `values` are the inputs as `forward` calls them, `given` the modules
     that it is to be given, with the columns that they make."""
     graph = schedule.graph
-    run = f"torchrun --nproc-per-node {schedule.ep} {file_name}.py"
+    run = f"torchrun --nproc-per-node {schedule.ranks} {file_name}.py"
     told = [
         ("--check", "compare with a plain reference, in this file"),
         (f"--bench --tokens {load[1]}", "how long a forward pass takes"),
@@ -31,7 +31,7 @@ def docstring(
     width = max(len(option) for option, _ in told)
     shapes = " and ".join(shape_text(graph.types[value]) for value in graph.inputs)
     return {
-        "title": f"{graph.name}, scheduled as {schedule.name}, for {schedule.ep} ranks that share the experts.",
+        "title": f"{graph.name}, scheduled as {schedule.name}, for {_whose(schedule)}.",
         "commands": [f"{run} {option:<{width}}  # {what}" for option, what in told],
         "usage": [
             *_given_lines(graph, given),
@@ -56,6 +56,13 @@ def _given_lines(graph: Graph, given: dict[str, int]) -> list[str]:
             shapes[node.attrs.module] = " and ".join(shape_text(graph.types[value]) for value in node.ins)
     lines = [f"    {string(name)}: ...,  # {shapes[name]} -> [tokens, {width}]" for name, width in given.items()]
     return ["given = {", *lines, "}"]
+
+
+def _whose(schedule: Schedule) -> str:
+    """The ranks of a plan."""
+    if not schedule.meshes:
+        return f"{schedule.ep} ranks that share the experts"
+    return f"{schedule.ranks} ranks: {' and '.join(str(mesh).removeprefix('mesh ') for mesh in schedule.meshes)}"
 
 
 def input_lines(schedule: Schedule) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from epsc.codegen.lines import call, comment
 from epsc.codegen.names import Names
 from epsc.codegen.regions import Regions, refuse, row_cut
-from epsc.ir.dims import Axis, Dim, DType
+from epsc.ir.dims import Axis, Dim, DType, is_tokens
 from epsc.ir.kinds import Role
 from epsc.ir.schedule import Buffer, Schedule, Step, Storage
 
@@ -118,8 +118,9 @@ class Memory:
         if dim.known:
             return str(dim.scale)
         cut = row_cut(dim.cuts, f"storage `{storage.name}`")
-        if dim.symbol == "tokens" and (cut is None or cut.axis is Axis.TOKENS):
-            rows = self.regions.length(self.regions.tokens(cut, 1)) if cut else "tokens"
+        if is_tokens(dim.symbol) and (cut is None or cut.axis is Axis.TOKENS):
+            regions, symbol = self.regions, dim.symbol
+            rows = regions.length(regions.tokens(cut, 1, symbol)) if cut else regions.token_count(symbol)
         else:
             dispatch = dim.symbol.partition("(")[2].removesuffix(")")
             # One figure for all pieces: they are about as large as each other, and the line stays short.

@@ -10,7 +10,16 @@ from epsc.codegen.names import string
 from epsc.codegen.one_sided import dispatch_of
 from epsc.codegen.regions import Regions, Target, refuse
 from epsc.codegen.variants import Variants
-from epsc.ir.attrs import ActAttrs, CallAttrs, Direction, ExpertGemmAttrs, GemmAttrs, RowsAttrs, TransferAttrs
+from epsc.ir.attrs import (
+    ActAttrs,
+    CallAttrs,
+    CollectiveAttrs,
+    Direction,
+    ExpertGemmAttrs,
+    GemmAttrs,
+    RowsAttrs,
+    TransferAttrs,
+)
 from epsc.ir.dims import Cut
 from epsc.ir.graph import Node
 from epsc.ir.schedule import Ref, Schedule, Step
@@ -128,11 +137,27 @@ class Ops:
         rows = self.regions.read(at.step, at.step.reads[0])
         return {"function": f"self.transport.{at.node.kind}", "args": (out, rows, string(at.step.comm))}
 
+    def _shares(self, at: At) -> Op:
+        """One that takes or makes shares of tokens."""
+        assert isinstance(at.node.attrs, CollectiveAttrs)
+        counts = f"list(map(length, {self.regions.share(at.node.attrs.mesh)[0]}))"
+        out = self.regions.write(at.step, at.step.writes[0]).expr
+        rows = self.regions.read(at.step, at.step.reads[0])
+        return {"function": f"self.transport.{at.node.kind}", "args": (out, rows, counts, string(at.step.comm))}
+
+    def _split_tokens(self, at: At) -> Op:
+        assert isinstance(at.node.attrs, CollectiveAttrs)
+        axis = at.node.attrs.mesh
+        share = f"{self.regions.share(axis)[0]}[{self.regions.place(axis)}]"
+        rows = self.regions.read(at.step, at.step.reads[0])
+        return {"out": self.regions.write(at.step, at.step.writes[0]).expr, "rows": f"{rows}[{share}]"}
+
     def _permute(self, at: At) -> Op:
         assert isinstance(at.node.attrs, RowsAttrs)
         order = self.regions.variable(at.node.ins[1])
         if at.cut is not None:
-            order = f"{order}[{self.regions.tokens(at.cut, at.node.attrs.top_k)}]"
+            tokens = self.schedule.graph.types[at.node.ins[1]].shape[0].symbol
+            order = f"{order}[{self.regions.tokens(at.cut, at.node.attrs.top_k, tokens)}]"
         return {
             "rows": self.regions.indexed(at.step.reads[0]),
             "index": order if at.node.attrs.top_k == 1 else f"{order} // {at.node.attrs.top_k}",
@@ -313,6 +338,9 @@ _OPS: dict[str, Callable[[Ops, At], Op]] = {
     "pick_rows": Ops._pick_rows,
     "place_rows": Ops._place_rows,
     "all_reduce": Ops._collective,
+    "split_tokens": Ops._split_tokens,
+    "all_gather": Ops._shares,
+    "reduce_scatter": Ops._shares,
     "permute": Ops._permute,
     "all2all": Ops._all2all,
     "regroup": Ops._regroup,

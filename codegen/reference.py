@@ -21,18 +21,10 @@ from epsc.ir.attrs import (
 from epsc.ir.graph import Graph, Node
 
 _SAME = frozenset(
-    {
-        "all2all",
-        "regroup",
-        "ungroup",
-        "unpermute",
-        "tell",
-        "put_rows",
-        "copy_rows",
-        "put_back",
-        "place_rows",
-        "all_reduce",
-    }
+    [
+        *("all2all", "regroup", "ungroup", "unpermute", "tell", "put_rows", "copy_rows", "put_back"),
+        *("place_rows", "all_reduce", "split_tokens", "all_gather", "reduce_scatter"),
+    ]
 )
 _NOTHING = frozenset(["layout", "exchange", "sizes", "arrange", "count", "locate", "aim", "fetch", "own_rows"])
 

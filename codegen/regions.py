@@ -8,7 +8,7 @@ from functools import cached_property
 
 from epsc.codegen.names import Names
 from epsc.ir.attrs import RowsAttrs
-from epsc.ir.dims import Axis, Cut, Cuts, Dim, cuts_text
+from epsc.ir.dims import Axis, Cut, Cuts, Dim, cuts_text, is_tokens
 from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.graph import Graph, Node
 from epsc.ir.schedule import Buffer, Layout, Ref, Schedule, Step
@@ -39,6 +39,13 @@ def place_of(graph: Graph, dispatch: str) -> Node:
     return next(node for node in graph.nodes if node.name in (f"{dispatch}.locate", f"{dispatch}.aim"))
 
 
+def place_text(schedule: Schedule, axis: str) -> str:
+    """Which rank of a mesh axis this is, as an expression."""
+    mesh = schedule.mesh_of(axis)
+    stride = mesh.stride(axis)
+    return f"self.rank{f' // {stride}' if stride > 1 else ''} % {mesh.size(axis)}"
+
+
 @dataclass(frozen=True)
 class Target:
     """Where a step writes: `expr`; `name` is set when that is a variable of its own, which the step may assign."""
@@ -54,8 +61,10 @@ class Regions:
         """`slots`: dispatches by one-sided transfers -> the attribute that runs them."""
         self.schedule, self.graph, self.names = schedule, schedule.graph, names
         self.slots = dict(slots or {})
-        self.ranges: dict[tuple[int, int], str] = {}
-        """Lists of slices of tokens that `forward` needs: (chunks, copies of each token) -> name."""
+        self.ranges: dict[tuple[str, int, int], str] = {}
+        """Lists of slices of tokens that `forward` needs: (count of tokens, chunks, copies of each token) -> name."""
+        self.shares: dict[str, tuple[str, str]] = {}
+        """Mesh axes over which tokens are split -> lists of slices, the ranks' shares, and the size of this one's."""
 
         self.cuts: dict[str, set[int]] = {}
         """Dispatch -> the numbers of pieces that some step wants its rows in."""
@@ -127,12 +136,31 @@ class Regions:
 
     # --- rows ---
 
-    def tokens(self, cut: Cut, copies: int) -> str:
+    def tokens(self, cut: Cut, copies: int, symbol: str = "tokens") -> str:
         """The slice of tokens, or of `copies` rows for each, in a cut of tokens."""
-        key = (cut.count, copies)
-        wish = f"tokens_by_{cut.count}" if copies == 1 else f"rows{copies}_by_{cut.count}"
-        self.ranges.setdefault(key, self.names.of(f"tokens.{wish}", wish))
+        of = self.token_count(symbol)
+        key = (of, cut.count, copies)
+        wish = f"{of}_by_{cut.count}" if copies == 1 else f"rows{copies}_by_{cut.count}"
+        self.ranges.setdefault(key, self.names.of(f"{of}.{wish}", wish))
         return f"{self.ranges[key]}[{cut.index}]"
+
+    def token_count(self, symbol: str) -> str:
+        """How many tokens this rank has, or its share of them has."""
+        return "tokens" if symbol == "tokens" else self.share(symbol[len("tokens(") : -1])[1]
+
+    def share(self, axis: str) -> tuple[str, str]:
+        """The list of slices of the shares of all ranks of an axis, and the count of this rank's."""
+        if axis not in self.shares:
+            self.helpers.add("length")
+            self.shares[axis] = (
+                self.names.of(f"shares {axis}", f"shares_{axis}"),
+                self.names.of(f"tokens {axis}", f"tokens_{axis}"),
+            )
+        return self.shares[axis]
+
+    def place(self, axis: str) -> str:
+        """Which rank of an axis this is."""
+        return place_text(self.schedule, axis)
 
     def rows(self, value: str, cut: Cut, part: str) -> str:
         """The slice of rows of `value` in a cut; `part` is the Part of that cut, where one is needed."""
@@ -140,7 +168,7 @@ class Regions:
         if dim.symbol.startswith("rows("):
             return f"{part}.arrive"
         if cut.axis is Axis.TOKENS:
-            return self.tokens(cut, dim.scale)
+            return self.tokens(cut, dim.scale, dim.symbol)
         return f"{part}.leave"
 
     def count(self, dim: Dim, value: str, part: str) -> str:
@@ -148,11 +176,12 @@ class Regions:
         if dim.known:
             return str(dim.scale)
         cut = row_cut(dim.cuts, f"`{value}`")
-        if dim.symbol == "tokens":
+        if is_tokens(dim.symbol):
             if cut is None:
-                return "tokens" if dim.scale == 1 else f"{dim.scale} * tokens"
+                count = self.token_count(dim.symbol)
+                return count if dim.scale == 1 else f"{dim.scale} * {count}"
             if cut.axis is Axis.TOKENS:
-                return self.length(self.tokens(cut, dim.scale))
+                return self.length(self.tokens(cut, dim.scale, dim.symbol))
             return self.length(f"{part}.leave")
         if dim.symbol.startswith("sends("):
             return self.length(f"{part}.leave")
@@ -227,7 +256,7 @@ class Regions:
         own = row_cut(step.cuts, f"`{step.key}`")
         if own == cut:
             return "part"
-        if cut.axis is Axis.TOKENS and self.graph.types[ref.value].shape[0].symbol == "tokens":
+        if cut.axis is Axis.TOKENS and is_tokens(self.graph.types[ref.value].shape[0].symbol):
             return ""
         return self.part(self.dispatch(self.graph.maker[ref.value]), cut)
 

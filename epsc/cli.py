@@ -107,7 +107,7 @@ def compile(file: Path, schedule: str | None, output: Path, plan_too: bool, **gi
     path = output if output.suffix == ".py" else output / f"{layer.graph.name}_{plan.schedule.name}.py"
     driver.save(path, program.text)
     click.echo(f"wrote {path} ({len(program.text.splitlines())} lines, {len(plan.schedule.steps)} steps)")
-    click.echo(f"run it: torchrun --nproc-per-node {plan.schedule.ep} {path} --check --bench")
+    click.echo(f"run it: torchrun --nproc-per-node {plan.schedule.ranks} {path} --check --bench")
     if plan_too:
         from epsc.render.plan import plan_json  # noqa: PLC0415 - only here
 
@@ -151,7 +151,7 @@ def _proven(file: Path, layer: driver.Layer, plans: list[driver.Plan]) -> None:
         s = plan.schedule
         waits = sum(len(step.waits) for step in s.steps)
         click.echo(
-            f"{file}: `{s.name}` is proven on {count(s.ep, 'rank')}: {len(s.steps)} steps on {len(s.lanes)} lanes,"
+            f"{file}: `{s.name}` is proven on {count(s.ranks, 'rank')}: {len(s.steps)} steps on {len(s.lanes)} lanes,"
             f" {count(waits, 'wait')}, {len(s.buffers)} buffers in {count(len(s.storages), 'storage')}"
         )
 

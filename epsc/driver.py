@@ -172,9 +172,9 @@ def _cluster(spec: Spec, numbers: Numbers, options: Options, faults: Faults) -> 
     settings = cluster_settings(decl, numbers)
     if faults.errors and not settings and decl:
         return None
-    sizes = {key: value for key in ("ep", "tp", "dp", "nodes") if isinstance(value := settings.get(key), int)}
+    sizes = {key: value for key in ("ep", "etp", "tp", "dp", "nodes") if isinstance(value := settings.get(key), int)}
     ranks = settings.get("ranks")
-    sizes.setdefault("ep", ranks if isinstance(ranks, int) else 1)
+    sizes.setdefault("ep", max(1, ranks // sizes.get("etp", 1)) if isinstance(ranks, int) else 1)
     try:
         device = str(settings.get("device", "h200"))
         cluster = Cluster.make(decl.name if decl else "local", device, profile=options.profile, **sizes)
@@ -183,8 +183,8 @@ def _cluster(spec: Spec, numbers: Numbers, options: Options, faults: Faults) -> 
         return None
     if isinstance(sms := settings.get("sms"), int):
         cluster = replace(cluster, device=replace(cluster.device, sms=sms, base=cluster.device))
-    if cluster.mesh.tp > 1 or cluster.mesh.dp > 1:
-        faults.add("mesh", "no pass lowers tp or dp yet: set them to 1", decl.span if decl else None)
+    if cluster.mesh.etp > 1:
+        faults.add("mesh", "no pass lowers etp yet: set it to 1", decl.span if decl else None)
     return cluster
 
 
@@ -235,7 +235,7 @@ def _decide(layer: Layer, decl: ScheduleDecl) -> Decision:
     graph, mesh, device = lowered(layer, decl), layer.cluster.mesh, layer.cluster.device
     wishes = resolve(decl, graph, layer.numbers, mesh.ep, device.sms, faults)
     faults.raise_if_any()
-    context = Context(wishes, mesh.ep, device.sms, device)
+    context = Context(wishes, mesh.ep, device.sms, device, mesh.tables)
     return decide(graph, context, layer.options.pipeline, layer.options.watch)
 
 

@@ -230,7 +230,7 @@ def scheduled(
     lowered = lower(said, pipeline, asks=asks) if asks else graph
     wishes = resolve(decl, lowered, numbers, cluster.mesh.ep, cluster.device.sms, faults)
     faults.raise_if_any()
-    context = Context(wishes, cluster.mesh.ep, cluster.device.sms, cluster.device)
+    context = Context(wishes, cluster.mesh.ep, cluster.device.sms, cluster.device, cluster.mesh.tables)
     schedule: Schedule | None = None
     for each in pipeline:
         if isinstance(each, Canonicalise | Fuse) or (schedule and schedule.stage >= Stage.SYNCED):

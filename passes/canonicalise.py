@@ -92,9 +92,10 @@ def _dispatch(node: Node, types: dict[str, Tensor]) -> list[Node]:
     x, experts = node.ins
     transfer = TransferAttrs(Direction.DISPATCH, attrs.experts, attrs.top_k)
     row_type = types[d]
-    send_type = Tensor(row_type.dtype, (TOKENS.times(attrs.top_k), row_type.shape[1]))
+    sent = types[x].shape[0].times(attrs.top_k)
+    send_type = Tensor(row_type.dtype, (sent, row_type.shape[1]))
     counts = Tensor(DType.INT64, (Dim(attrs.experts),))
-    copies = Tensor(DType.INT64, (TOKENS.times(attrs.top_k),))
+    copies = Tensor(DType.INT64, (sent,))
 
     def op(suffix: str, kind: str, ins: tuple[str, ...], outs: dict[str, Tensor], of: Attrs = attrs) -> Node:
         name = f"{d}{suffix}"
@@ -127,7 +128,7 @@ def _combine(node: Node, types: dict[str, Tensor]) -> list[Node]:
     c, attrs = node.name, node.attrs
     h, _, weights = node.ins
     d = types[h].shape[0].symbol[len("rows(") : -1]
-    home = Tensor(types[h].dtype, (TOKENS.times(attrs.top_k), types[h].shape[1]))
+    home = Tensor(types[h].dtype, (types[weights].shape[0].times(attrs.top_k), types[h].shape[1]))
     types.update({f"{c}.ungroup": types[h], f"{c}.all2all": home, f"{c}.unpermute": home})
 
     def op(suffix: str, kind: str, ins: tuple[str, ...], of: Attrs = attrs) -> Node:

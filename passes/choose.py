@@ -45,7 +45,17 @@ class Choose:
             reads = tuple(Ref(value) for value in dict.fromkeys(node.ins))
             steps.append(Step(node.name, choice, reads, tuple(map(Ref, node.outs))))
         faults.raise_if_any()
-        return Schedule(context.wishes.name, graph, context.ep, context.chip_sms, Stage.CHOSEN, tuple(steps))
+        # Where ops speak of ep alone, which is all ranks, there is no table to look at.
+        meshed = any(getattr(node.attrs, "mesh", "ep") != "ep" for node in graph.nodes)
+        return Schedule(
+            context.wishes.name,
+            graph,
+            context.ep,
+            context.chip_sms,
+            Stage.CHOSEN,
+            tuple(steps),
+            meshes=context.meshes if meshed else (),
+        )
 
     def _default(self, graph: Graph, node: Node, context: Context) -> Choice:
         if isinstance(node.attrs, ExpertGemmAttrs) and self.experts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from epsc.ir.attrs import CollectiveAttrs, NoAttrs, RowsAttrs
-from epsc.ir.dims import Tensor, rows
+from epsc.ir.dims import TOKENS, Dim, Tensor, rows, tokens_of
 from epsc.ir.errors import did_you_mean
 from epsc.ir.spec import Call, Name
 from epsc.machine.cluster import AXES
@@ -27,6 +27,9 @@ class Collectives(Ops):
         if x.route:
             self.faults.add("bad-argument", "these rows are dispatched already", call.span)
             return None
+        if x.type.shape[0] != TOKENS:
+            self.faults.add("bad-argument", f"every rank of ep must have these tokens, not {x.type}", call.span)
+            return None
         name = self._fresh(scope, want if want and want != "return" else "select_local")
         tensor = Tensor(x.type.dtype, (rows(name), x.type.shape[1]))
         attrs = RowsAttrs(route.attrs.experts, route.attrs.top_k)
@@ -40,10 +43,17 @@ class Collectives(Ops):
 
     def _all_reduce(self, call: Call, scope: Scope, want: str) -> Bound:
         """all_reduce(y, axis): the sum of what the ranks of a mesh axis have."""
+        return self._sum(call, scope, want)
+
+    def _reduce_scatter(self, call: Call, scope: Scope, want: str) -> Bound:
+        """reduce_scatter(y, axis): of that sum a share of the tokens."""
+        return self._sum(call, scope, want)
+
+    def _sum(self, call: Call, scope: Scope, want: str) -> Bound:
         self._count_args(call, 2)
         self._options(call, NoAttrs)
         if not call.args:
-            self.faults.add("bad-argument", f"`all_reduce` needs {USAGE['all_reduce']}", call.span)
+            self.faults.add("bad-argument", f"`{call.fn}` needs {USAGE[call.fn]}", call.span)
             return None
         y, axis = self._expr(call.args[0], scope), self._axis_arg(call, 1)
         if axis is None or y is None:
@@ -53,12 +63,48 @@ class Collectives(Ops):
                 "bad-argument",
                 f"these are no parts of a sum over `{axis}`",
                 call.args[0].span,
-                help="`all_reduce` takes what `scatter_rows` made, over `ep`",
+                help=f"`{call.fn}` takes what `scatter_rows` made, over `ep`",
             )
             return None
-        name = self._fresh(scope, want if want and want != "return" else "all_reduce")
-        self._emit(name, "all_reduce", (y.name,), CollectiveAttrs(axis), (y.type,), scope, call.span)
-        return replace(y, name=name, partial="")
+        return self._over(call, scope, want, replace(y, partial=""), axis, y.type.shape[0])
+
+    def _split_tokens(self, call: Call, scope: Scope, want: str) -> Bound:
+        """split_tokens(x, axis): this rank's share of tokens that the ranks of a mesh axis have in common."""
+        self._count_args(call, 2)
+        self._options(call, NoAttrs)
+        x, axis = self._rows_arg(call, 0, scope), self._axis_arg(call, 1)
+        if x is None or axis is None:
+            return None
+        if x.type.shape[0] != TOKENS:
+            self.faults.add("bad-argument", f"only tokens that nobody split can be split, not {x.type}", call.span)
+            return None
+        return self._over(call, scope, want, x, axis, tokens_of(axis))
+
+    def _all_gather(self, call: Call, scope: Scope, want: str) -> Bound:
+        """all_gather(y, axis): the tokens of which the ranks of a mesh axis have shares."""
+        self._count_args(call, 2)
+        self._options(call, NoAttrs)
+        y, axis = self._rows_arg(call, 0, scope), self._axis_arg(call, 1)
+        if y is None or axis is None:
+            return None
+        if y.type.shape[0] != tokens_of(axis):
+            self.faults.add(
+                "bad-argument",
+                f"these are no shares of tokens over `{axis}`, but {y.type}",
+                call.args[0].span,
+                help=f"`all_gather(.., {axis})` gives back what `split_tokens(.., {axis})` split",
+            )
+            return None
+        return self._over(call, scope, want, y, axis, TOKENS)
+
+    def _over(self, call: Call, scope: Scope, want: str, rows: Rows, axis: str, made: Dim) -> Rows:
+        """A collective over an axis, which makes `made` rows of the columns of `rows`."""
+        if call.fn == "reduce_scatter":
+            made = tokens_of(axis)
+        name = self._fresh(scope, want if want and want != "return" else call.fn)
+        tensor = Tensor(rows.type.dtype, (made, *rows.type.shape[1:]))
+        self._emit(name, call.fn, (rows.name,), CollectiveAttrs(axis), (tensor,), scope, call.span)
+        return replace(rows, name=name, type=tensor)
 
     def _axis_arg(self, call: Call, index: int) -> str | None:
         """Argument `index` as an axis of the mesh; None after adding a fault."""

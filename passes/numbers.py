@@ -11,7 +11,7 @@ from epsc.ir.spec import Binary, Broken, Call, ClusterDecl, Expr, Let, Load, Nam
 Value = int | float
 
 # What `-D` may set besides `let`s: settings of the cluster, and the load.
-CLUSTER_KEYS = ("device", "ranks", "nodes", "ep", "tp", "dp", "sms")
+CLUSTER_KEYS = ("device", "ranks", "nodes", "ep", "etp", "tp", "dp", "sms")
 LOAD_KEY = "tokens"
 
 MOST = 2**31 - 1

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from epsc.ir.attrs import Act, ActAttrs, Attrs, ExpertGemmAttrs, GemmAttrs, NoAttrs, RouteAttrs, RoutingAttrs, RowsAttrs
-from epsc.ir.dims import TOKENS, Dim, DType, Tensor, rows
+from epsc.ir.dims import Dim, DType, Tensor, rows
 from epsc.ir.errors import did_you_mean
 from epsc.ir.source import Span
 from epsc.ir.spec import Binary, Call, Name
@@ -107,7 +107,7 @@ class Ops(Arguments):
             for bias in ("bias", "choice_bias")
             if getattr(attrs, bias)
         ]
-        types = (Tensor(DType.INT64, (TOKENS, Dim(k))), Tensor(DType.FP32, (TOKENS, Dim(k))))
+        types = (Tensor(DType.INT64, (x.type.shape[0], Dim(k))), Tensor(DType.FP32, (x.type.shape[0], Dim(k))))
         self._emit(name, "route", (x.name,), attrs, types, scope, call.span, tuple(params))
         return Route(attrs, f"{name}.experts", f"{name}.weights")
 
@@ -161,11 +161,20 @@ class Ops(Arguments):
         if x.route:
             self.faults.add("bad-argument", "these rows are dispatched already", call.span)
             return None
+        if not self._same_tokens(x, route, call):
+            return None
         name = self._fresh(scope, want if want and want != "return" else "dispatch")
         tensor = Tensor(x.type.dtype, (rows(name), x.type.shape[1]))
         attrs = RowsAttrs(route.attrs.experts, route.attrs.top_k)
         self._emit(name, "dispatch", (x.name, route.experts), attrs, (tensor,), scope, call.span)
         return Rows(name, tensor, route, name)
+
+    def _same_tokens(self, x: Rows, route: Route, call: Call) -> bool:
+        """Whether a route is one of these tokens; adds a fault."""
+        tokens, routed = x.type.shape[0], self.types[route.experts].shape[0]
+        if tokens != routed:
+            self.faults.add("shape-mismatch", f"the route is one of [{routed}], these rows are [{tokens}]", call.span)
+        return tokens == routed
 
     def _combine(self, call: Call, scope: Scope, want: str) -> Bound:
         return self._home(call, scope, want, "combine", "dispatch")
@@ -190,7 +199,7 @@ class Ops(Arguments):
             )
             return None
         name = self._fresh(scope, want if want and want != "return" else kind)
-        tensor = Tensor(h.type.dtype, (TOKENS, h.type.shape[1]))
+        tensor = Tensor(h.type.dtype, (self.types[route.experts].shape[0], h.type.shape[1]))
         ins = (h.name, route.experts, route.weights)
         self._emit(name, kind, ins, RowsAttrs(route.attrs.experts, route.attrs.top_k), (tensor,), scope, call.span)
         return Rows(name, tensor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from epsc.ir.attrs import CollectiveAttrs, TransferAttrs
 from epsc.ir.dims import Axis
 from epsc.ir.errors import Faults, Note, did_you_mean
 from epsc.ir.graph import Graph, Node
@@ -70,6 +71,11 @@ class _Resolver:
             for name in {node.origin, name_of(node), *node.also}:
                 self.named.setdefault(name, []).append(node)
         self.named.pop("return", None)
+        over: dict[str, list[Node]] = {}
+        for node in graph.nodes:
+            if isinstance(node.attrs, TransferAttrs | CollectiveAttrs):
+                over.setdefault(node.attrs.mesh, []).append(node)
+        self.named = over | self.named
 
     def wishes(self) -> Wishes:
         splits: dict[str, tuple[Axis, int]] = {}

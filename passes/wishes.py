@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from epsc.ir.dims import Axis
 from epsc.ir.impls import Choice
+from epsc.ir.mesh import DeviceMesh
 from epsc.ir.source import Span
 from epsc.machine.cluster import Device
 
@@ -63,3 +64,4 @@ class Context:
     """SMs of one GPU."""
     device: Device | None = None
     """Where the plan is to run; without one nobody asks whether its implementations can."""
+    meshes: tuple[DeviceMesh, ...] = ()

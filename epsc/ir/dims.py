@@ -103,9 +103,10 @@ def cuts_parse(text: str) -> Cuts:
 class Dim:
     """`scale * symbol`, or the number `scale` when there is no symbol.
 
-    Symbols are counts that a run knows: `tokens` (rows of the layer's input on this rank), `rows(d)` (rows that
-    arrive at this rank through dispatch `d`), `sends(d)` (rows that leave it), each restricted by cuts; `slots` (a
-    place for every token that a rank may have, for each rank) and `ranks`.
+    Symbols are counts that a run knows: `tokens` (rows of the layer's input on this rank), `tokens(a)` (its share of
+    them, if the ranks of mesh axis `a` have the same), `rows(d)` (rows that arrive at this rank through dispatch `d`),
+    `sends(d)` (rows that leave it), each restricted by cuts; `slots` (a place for every token that a rank may have, for
+    each rank) and `ranks`.
     """
 
     scale: int
@@ -137,6 +138,16 @@ class Dim:
 
 
 TOKENS = Dim(1, "tokens")
+
+
+def tokens_of(axis: str) -> Dim:
+    """This rank's share of tokens that the ranks of a mesh axis have in common."""
+    return Dim(1, f"tokens({axis})")
+
+
+def is_tokens(symbol: str) -> bool:
+    """Whether a count is one of tokens: all that this rank has, or its share of them."""
+    return symbol.partition("(")[0] == "tokens"
 
 
 SLOTS = Dim(1, "slots")

@@ -217,6 +217,26 @@ KINDS: dict[str, Kind] = _table(
         CollectiveAttrs,
         moves_rows=True,
     ),
+    Kind(
+        "split_tokens",
+        "x[tokens, hidden], the same on all ranks of a mesh axis -> y[tokens(axis), hidden], this rank's share",
+        Role.MEMORY,
+        CollectiveAttrs,
+    ),
+    Kind(
+        "all_gather",
+        "y[tokens(axis), hidden] -> y[tokens, hidden]: the shares of all ranks of a mesh axis, on each of them",
+        Role.TRANSFER,
+        CollectiveAttrs,
+        moves_rows=True,
+    ),
+    Kind(
+        "reduce_scatter",
+        "y[tokens, hidden], a part of a sum on each rank of a mesh axis -> y[tokens(axis), hidden], its share of it",
+        Role.TRANSFER,
+        CollectiveAttrs,
+        moves_rows=True,
+    ),
     # --- one-sided transfers: a rank stores into the memory of the others, where every token has a place, its slot
     Kind(
         "count",

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from functools import cached_property
 
+from epsc.ir.attrs import CollectiveAttrs
 from epsc.ir.dims import Axis, Cuts, Dim, DType, Tensor, cuts_parse, cuts_text
 from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.graph import Graph, Node
@@ -237,13 +238,18 @@ class Schedule:
 
     def mesh_of(self, axis: str) -> DeviceMesh:
         """The mesh that has an axis."""
-        plain = DeviceMesh("experts", (("ep", self.ep),))
-        return next(mesh for mesh in self.meshes or (plain,) if axis in dict(mesh.axes))
+        found = self.meshes or (DeviceMesh("experts", (("ep", self.ep), ("etp", 1))),)
+        return next(mesh for mesh in found if axis in dict(mesh.axes))
 
     @cached_property
     def same_tokens(self) -> tuple[tuple[int, int], ...]:
         """Axes (stride and size) over whose ranks the inputs of the layer are the same."""
-        axes = dict.fromkeys("ep" for node in self.graph.nodes if node.kind == "own_rows")
+        axes: dict[str, None] = {}
+        for node in self.graph.nodes:
+            if node.kind == "own_rows":
+                axes["ep"] = None
+            elif node.kind == "split_tokens" and isinstance(node.attrs, CollectiveAttrs):
+                axes[node.attrs.mesh] = None
         found = [(self.mesh_of(axis).stride(axis), self.mesh_of(axis).size(axis)) for axis in axes]
         return tuple(found)
 

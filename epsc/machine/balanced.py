@@ -52,6 +52,9 @@ def count(dim: Dim, schedule: Schedule, node: Node, load: int) -> float:
     if dim.symbol == "ranks":
         return dim.scale * schedule.ep
     whole: float = dim.scale * load * (schedule.ep if dim.symbol == "slots" else 1)
+    if dim.symbol.startswith("tokens("):
+        axis = dim.symbol[len("tokens(") : -1]
+        whole /= schedule.mesh_of(axis).size(axis)
     if dim.symbol.startswith(("rows(", "sends(")):
         dispatch = schedule.graph.node[dim.symbol.partition("(")[2][:-1]]
         if isinstance(dispatch.attrs, RowsAttrs | TransferAttrs | RouteAttrs):

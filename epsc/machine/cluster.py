@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from epsc.ir.errors import Diagnostic, EpsError, did_you_mean
+from epsc.ir.mesh import DeviceMesh
 from epsc.machine.device import Device, Origin
 from epsc.machine.profile import load, shipped_devices, shipped_for
 
@@ -38,20 +39,27 @@ class _Devices(Mapping[str, Device]):
 DEVICES: Mapping[str, Device] = _Devices()
 
 
-AXES = ("ep",)
+AXES = ("ep", "etp", "tp", "dp")
 """Axes of a mesh that ops can name."""
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """How ranks are arranged: over experts, inside an expert (or layer), and over data."""
+    """How ranks are arranged, twice: over experts, and inside an expert (etp); over data, and inside a layer (tp)."""
 
     ep: int = 1
     tp: int = 1
     dp: int = 1
+    etp: int = 1
 
     def __getitem__(self, axis: str) -> int:
-        return {"ep": self.ep, "tp": self.tp, "dp": self.dp}[axis]
+        return {"ep": self.ep, "tp": self.tp, "dp": self.dp, "etp": self.etp}[axis]
+
+    @property
+    def tables(self) -> tuple[DeviceMesh, ...]:
+        """The two, over the same ranks: those that share an expert, or a layer, are neighbours."""
+        experts = DeviceMesh("experts", (("ep", self.ep), ("etp", self.etp)))
+        return experts, DeviceMesh("layer", (("dp", self.dp), ("tp", self.tp)))
 
 
 @dataclass(frozen=True)
@@ -71,20 +79,31 @@ class Cluster:
 
     @staticmethod
     def make(
-        name: str, device: str, ep: int, tp: int = 1, dp: int = 1, nodes: int = 1, profile: str | None = None
+        name: str,
+        device: str,
+        ep: int,
+        tp: int = 1,
+        dp: int | None = None,
+        nodes: int = 1,
+        profile: str | None = None,
+        etp: int = 1,
     ) -> Cluster:
         """A cluster of a known device, with the numbers of `profile` (a shipped name or a file) if one is given.
 
-        Raises EpsError on an unknown device, a profile of another one, or nodes that cannot be equal.
+        Without `dp` it is what `tp` leaves. Raises EpsError on an unknown device, a profile of another one, nodes that
+        cannot be equal, or meshes that are not over the same ranks.
         """
-        ranks = ep * tp * dp
+        ranks = ep * etp
+        dp = max(1, ranks // max(1, tp)) if dp is None else dp
         if profile is None and device not in DEVICES:
             raise EpsError(
                 Diagnostic("unknown-device", f"`{device}` is no known device", help=did_you_mean(device, DEVICES))
             )
-        if min(ep, tp, dp, nodes) < 1 or ranks % nodes:
-            raise EpsError(
-                Diagnostic("bad-cluster", f"{ranks} ranks (ep {ep}, tp {tp}, dp {dp}) do not fill {nodes} nodes")
-            )
+        if min(ep, tp, dp, etp, nodes) < 1 or ranks % nodes:
+            raise EpsError(Diagnostic("bad-cluster", f"{ranks} ranks (ep {ep}, etp {etp}) do not fill {nodes} nodes"))
+        if tp * dp != ranks:
+            message = f"tp {tp} x dp {dp} are {tp * dp} ranks, but ep {ep} x etp {etp} are {ranks}"
+            help = "both meshes are over the same ranks; without `dp` it is what `tp` leaves of them"
+            raise EpsError(Diagnostic("mesh", message, help=help))
         found = load(profile or shipped_for(device, ranks, nodes) or device).device
-        return Cluster(name, found, ranks, nodes, Mesh(ep, tp, dp))
+        return Cluster(name, found, ranks, nodes, Mesh(ep, tp, dp, etp))

@@ -25,7 +25,7 @@ _INSIDE_US = 1e-3
 
 def perfetto(schedule: Schedule, timeline: Timeline, run: Measured | None = None) -> dict[str, Any]:
     """The trace as JSON data: every rank as predicted, and every rank of `run` right below the same rank."""
-    ranks = range(schedule.ep)
+    ranks = range(schedule.ranks)
     events: list[dict[str, Any]] = []
     order = {lane: i for i, lane in enumerate(_lanes(schedule))}
     for rank in ranks:

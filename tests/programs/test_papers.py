@@ -85,6 +85,19 @@ def test_ppmoe() -> None:
     assert made.same_tokens == ((1, 8),)
 
 
+def test_parm_s1() -> None:
+    """The ranks of tp split their tokens before the gate; all2alls are over all ranks; an all_gather ends it."""
+    made = planned("parm_s1")
+    node = made.graph.node
+    assert node["r"].ins == node["sent.permute"].ins[:1] == ("mine",) and node["mine"].kind == "split_tokens"
+    assert made.graph.results == ("y",) and (node["y"].kind, node["y"].ins) == ("all_gather", ("back",))
+    over = {step.node: made.node(step).attrs.mesh for step in made.steps if step.comm}  # type: ignore[union-attr]
+    assert over == {"sent.exchange": "ep", "sent.all2all": "ep", "back.all2all": "ep", "y": "tp"}
+    assert made.same_tokens == ((1, 2),)
+    assert made.mesh_of("tp").groups("tp") == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert made.mesh_of("ep").groups("ep") == [list(range(8))]
+
+
 def test_memtl() -> None:
     """Nothing is sent; heads run beside each other, behind the trunk."""
     made = planned("memtl")
