@@ -89,8 +89,8 @@ _CORES = "sms: cores count as two, whatever there are; nothing here is measured"
 _LATENCIES = """launch: the host, for one small product in a row of them; step, triton: what the host takes for \
 forwards of few tokens of all programs, less other launches and what those take more that stop for sizes, by least \
 squares (all 0 on CPU, where a step is done when it is issued); kernel: small kernels in a row; event: two streams \
-that wait for each other; transfer: an all2all of one element; host_sync: the step that reads sizes; signal: as a transfer, \
-unless there is a base"""
+that wait for each other; transfer: an all2all of one element; host_sync: the step that reads sizes; signal: as a \
+transfer, unless there is a base"""
 
 
 def _chip(journal: dict[str, Any], head: Head) -> list[str]:
