@@ -54,11 +54,27 @@ def _lanes(timeline: Timeline, scale: float, top: float) -> Iterator[str]:
     y = top + len(timeline.lanes) * (_LANE + _GAP)
     if timeline.transfers:
         yield _text("exposed", 10, y + 15, 12, fill=_BAD)
-        for start, end in timeline.exposed:
-            x, wide = _GUTTER + start * scale, max(0.5, (end - start) * scale)
-            yield f"<rect x='{x:.2f}' y='{y}' width='{wide:.2f}' height='20' fill='{_BAD}'/>"
-            if _fits(words := duration(end - start), wide - 4, 10):
-                yield _text(words, x + 3, y + 14, 10, fill="#fff")
+        yield from _exposed(timeline, scale, y)
+
+
+def _exposed(timeline: Timeline, scale: float, y: float) -> Iterator[str]:
+    """Red bars, and how long each is: in it, else behind it or before it, where there is room."""
+    taken, starts = float(_GUTTER), [_GUTTER + start * scale for start, _ in timeline.exposed]
+    for (start, end), x, following in zip(
+        timeline.exposed, starts, [*starts[1:], _GUTTER + timeline.total * scale], strict=True
+    ):
+        wide = max(0.5, (end - start) * scale)
+        yield f"<rect x='{x:.2f}' y='{y}' width='{wide:.2f}' height='20' fill='{_BAD}'/>"
+        words, right = duration(end - start), x + wide
+        needed = len(words) * 10 * _LETTER + 4
+        if needed <= wide:
+            yield _text(words, x + 3, y + 14, 10, fill="#fff")
+        elif needed <= following - right:
+            yield _text(words, right + 3, y + 14, 10, fill=_BAD)
+            right += needed
+        elif needed <= x - taken:
+            yield _text(words, x - needed + 1, y + 14, 10, fill=_BAD)
+        taken = right
 
 
 def graph_svg(graph: Graph) -> str:

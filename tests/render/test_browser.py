@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from epsc.render.amounts import duration
 from epsc.render.html import page
 from tests.render.browser import axe, browser, missing
 from tests.render.pages import HOSTILE, LOADS, large, side, with_trace
@@ -48,6 +49,23 @@ OVERLAPS = """() => {
   return found;
 }"""
 
+WRITTEN = """() => {
+  const { fillText, clearRect } = CanvasRenderingContext2D.prototype;
+  window.written = new Map();
+  CanvasRenderingContext2D.prototype.clearRect = function (...args) {
+    window.written.set(this.canvas, []);
+    return clearRect.apply(this, args);
+  };
+  CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
+    window.written.get(this.canvas).push([text, x, x + this.measureText(text).width, y]);
+    return fillText.call(this, text, x, y);
+  };
+}"""
+"""Keeps what each canvas says now, and where: text on a canvas is no text to the browser."""
+ON_CANVAS = """() => [...window.written.values()].flatMap((texts) => texts.flatMap((a, i) => texts.slice(i + 1)
+  .filter((b) => Math.min(a[2], b[2]) - Math.max(a[1], b[1]) > 1 && Math.abs(a[3] - b[3]) < 9)
+  .map((b) => [a[0], b[0]])))"""
+
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
@@ -66,6 +84,7 @@ class Shown:
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("request", lambda request: self.said.append(request.url))
+        self.page.add_init_script(f"({WRITTEN})()")
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("body[data-ready]")
         assert self.said.pop(0) == path.as_uri()
@@ -204,6 +223,17 @@ def test_keys_alone_are_enough(cut: Shown) -> None:
     assert cut.page.evaluate("document.activeElement.innerText") == "sent.exchange", "the focus stays where it was"
 
 
+def test_exposed_time_is_marked_and_named(cut: Shown) -> None:
+    """On the timeline itself: how long nothing hides which transfer, in its bar or beside it."""
+    written = [text for texts in cut.page.evaluate("() => [...window.written.values()]") for text, *_ in texts]
+    exposed = cut.page.evaluate("() => epsc.timelines[0].run.exposed")
+    assert exposed and "exposed transfer" in written
+    steps = side().schedule
+    assert steps
+    start, end, step, _ = max(exposed, key=lambda each: each[1] - each[0])
+    assert f"{steps.steps[step].node.partition('.')[0]} {duration(end - start)}" in written
+
+
 def test_without_a_selection_it_says_what_is_exposed(cut: Shown) -> None:
     told = cut.page.locator("#facts").inner_text()
     assert "What is exposed" in told and re.search(r"(us|ms) (sent|back)\.all2all\[", told)
@@ -272,16 +302,18 @@ def test_five_thousand_steps_at_once(chromium: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_text_lies_on_another(chromium: Any, tmp_path: Path, width: int, scheme: str) -> None:
     shown = Shown(chromium, page("two", [with_trace(), side(1, "serial")]), tmp_path, width, scheme)
-    assert shown.page.evaluate(OVERLAPS) == []
-    shown.page.mouse.click(*shown.middle("sent[expert_group:0/3]"))
-    assert shown.page.evaluate(OVERLAPS) == []
+    for _ in ("what is exposed", "a step"):
+        rested(shown)
+        assert shown.page.evaluate(OVERLAPS) == []
+        assert shown.page.evaluate(ON_CANVAS) == []
+        shown.page.mouse.click(*shown.middle("sent[expert_group:0/3]"))
     assert shown.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
 
 
 @pytest.mark.skipif(axe() is None, reason="axe-playwright-python, which holds axe-core, is not installed")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_serious_fault_of_accessibility(chromium: Any, tmp_path: Path, scheme: str) -> None:
-    shown = Shown(chromium, page("cut", [side()]), tmp_path, scheme=scheme)
+    shown = Shown(chromium, page("two", [with_trace(), side(1, "serial")]), tmp_path, scheme=scheme)
     shown.page.mouse.click(*shown.middle("sent[expert_group:0/3]"))
     script = axe()
     assert script

@@ -18,7 +18,7 @@ from typing import Any
 from epsc.render.html.side import Side, sides_data
 from epsc.render.looks import LOOKS
 
-_SCRIPTS = ("model.js", "timeline.js", "facts.js", "page.js")
+_SCRIPTS = ("model.js", "labels.js", "timeline.js", "facts.js", "page.js")
 
 
 def page(title: str, sides: Sequence[Side], fallback: str = "") -> str:

@@ -200,7 +200,7 @@ class Timeline {
     const { app, side } = this, { from, to } = app.view, height = row.height / row.levels;
     pen.font = '12px system-ui, "DejaVu Sans", sans-serif';
     pen.textBaseline = "middle";
-    let last = -1e9, lastLevel = -1;
+    let last = -1e9, lastLevel = -1, taken = GUTTER;
     for (let i = firstAt(row, from); i < row.items.length && row.items[i].start <= to; i += 1) {
       const item = row.items[i];
       if (item.end < from) continue;
@@ -219,7 +219,10 @@ class Timeline {
         pen.lineWidth = chosen ? 2.5 : 1.5;
         pen.strokeRect(left + 1, y + 1, Math.max(1, wide - 3), height - 3);
       }
-      this.label(pen, row, item, Math.max(left, GUTTER), Math.min(left + wide, this.width), y, height);
+      const box = { left: Math.max(left, GUTTER), right: Math.min(left + wide, this.width), y, height };
+      const next = row.items[i + 1] ? Math.min(this.x(row.items[i + 1].start), this.width) : this.width;
+      if (row.kind === "exposed") taken = exposure(pen, app, step, duration(item.end - item.start), box, taken, next);
+      else label(pen, step, box, row.kind === "lane" ? 1 : 0);
     }
     pen.globalAlpha = 1;
   }
@@ -234,18 +237,6 @@ class Timeline {
       pen.fillStyle = this.app.colour("bad");
       pen.fillRect(a, y + height - 6, Math.max(1, b - a), 5);
     }
-  }
-
-  label(pen, row, item, left, right, y, height) {
-    if (right - left < 14 || height < 12) return;
-    const step = this.side.steps[item.step];
-    const number = step.chunk === null ? "" : `${step.chunk}`;
-    const texts = row.kind === "exposed" ? [duration(item.end - item.start)]
-      : [`${number} ${step.node}`.trim(), `${number} ${step.node.split(".")[0]}`.trim(), number];
-    const text = texts.find((each) => each && pen.measureText(each).width <= right - left - 8);
-    if (!text) return;
-    pen.fillStyle = row.kind === "exposed" ? this.app.colour("back") : "#000";
-    pen.fillText(text, left + 4, y + height / 2 - (row.kind === "lane" ? 1 : 0));
   }
 
   // What the step in question reads from, waits for, and lets go on; dashed: a signal, from that step on every rank.
@@ -282,11 +273,4 @@ class Timeline {
     for (const [dx, dy] of back) pen.lineTo(x1 + dx, y1 + dy);
     pen.fill();
   }
-}
-
-function fitted(pen, text, room) {
-  if (pen.measureText(text).width <= room) return text;
-  let size = text.length;
-  while (size > 1 && pen.measureText(`${text.slice(0, size)}…`).width > room) size -= 1;
-  return `${text.slice(0, size)}…`;
 }
