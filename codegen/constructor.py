@@ -9,7 +9,7 @@ from epsc.codegen.names import string
 from epsc.codegen.one_sided import made_once
 from epsc.codegen.ops import Scope
 from epsc.codegen.regions import Regions, refuse
-from epsc.ir.attrs import CallAttrs, CollectiveAttrs, TransferAttrs
+from epsc.ir.attrs import CallAttrs, CollectiveAttrs, RowsAttrs, TransferAttrs
 from epsc.ir.dims import Axis
 from epsc.ir.graph import Graph
 from epsc.ir.kinds import Role
@@ -86,6 +86,9 @@ def _layout(regions: Regions, scope: Scope, dispatch: str) -> list[str]:
         raise refuse(f"rows of `{dispatch}` lie in {layout.count} pieces of the tokens, but an op cuts them otherwise")
     cls = "ByToken" if layout.axis is Axis.TOKENS else "ByExpert"
     args = [str(local), str(layout.count), str(tuple(cuts)), "self.device"]
+    attrs = regions.graph.node[f"{dispatch}.layout"].attrs
+    if isinstance(attrs, RowsAttrs) and attrs.first:
+        args.append(f"first={attrs.first}")
     if regions.stays(dispatch):
         cls, args = "Local", [*args, "self.rank"]
     return call(f"self.{scope.layouts[dispatch]} = {cls}", args, "", 8)

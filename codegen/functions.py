@@ -68,6 +68,14 @@ def route_function(name: str, a: RouteAttrs) -> Function:
     else:
         body += [f"experts = {choice}.topk({a.top_k}, dim=-1).indices", f"chosen = {scores}.gather(1, experts)"]
     weights = "chosen" if a.choose is Choose.BY_SCORE else _score("chosen", a)
+    if a.threshold > 0:
+        if weights != "chosen":
+            body.append(f"chosen = {weights}")
+            weights = "chosen"
+        body += [
+            f"dropped = chosen < {a.threshold!r}",
+            "experts, chosen = experts.masked_fill(dropped, -1), chosen.masked_fill(dropped, 0.0)",
+        ]
     if a.renorm:
         if weights != "chosen":
             body.append(f"chosen = {weights}")
@@ -92,6 +100,8 @@ def _route_doc(a: RouteAttrs) -> str:
         lines.append("Chosen with a bias that does not weigh.")
     over = "the chosen" if a.choose is Choose.BY_LOGIT else "all"
     how = f"softmax over {over}" if a.score is Score.SOFTMAX else "a sigmoid each"
+    if a.threshold > 0:
+        lines.append(f"Only those with a weight of at least {a.threshold:g}: else the expert is -1, and the weight 0.")
     more = (", divided by their sum" if a.renorm else "") + (f", times {a.scale:g}" if a.scale != 1.0 else "")
     return "\n".join([*lines, f"Weights: {how}{more}."])
 

@@ -112,4 +112,4 @@ def shape_text(type: Tensor) -> str:
 def _experts_named(graph: Graph, value: str) -> int:
     """How many experts a layout of this input chooses among; 0 if none reads it."""
     readers = (node for node in graph.users[value] if node.kind == "layout")
-    return next((node.attrs.experts for node in readers if isinstance(node.attrs, RowsAttrs)), 0)
+    return next((node.attrs.among or node.attrs.experts for node in readers if isinstance(node.attrs, RowsAttrs)), 0)

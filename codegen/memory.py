@@ -123,6 +123,9 @@ class Memory:
             rows = regions.length(regions.tokens(cut, 1, symbol)) if cut else regions.token_count(symbol)
         else:
             dispatch = dim.symbol.partition("(")[2].removesuffix(")")
+            if dim.symbol.startswith("sends("):
+                rows = self.regions.leaving(dispatch)
+                return f"{dim.scale} * {rows}" if dim.scale != 1 else rows
             # One figure for all pieces: they are about as large as each other, and the line stays short.
             rows = self.regions.largest(dispatch, cut.count) if cut else self.regions.arrived(dispatch)
         return f"{dim.scale} * {rows}" if dim.scale != 1 else rows

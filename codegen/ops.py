@@ -170,9 +170,12 @@ class Ops:
         if (at.cut.count if at.cut else 1) != layout.count:
             raise refuse(f"`{at.step.key}` moves another piece than its rows are laid out for ({layout})")
         there = at.node.attrs.direction is Direction.DISPATCH
+        rows = self.regions.read(at.step, at.step.reads[0])
+        if there and at.cut is None and self.regions.selective(self.regions.dispatch(at.node)):
+            rows = f"{rows}[part.leave]"  # behind them lie copies that are not sent
         return {
             "out": self.regions.write(at.step, at.step.writes[0]).expr,
-            "rows": self.regions.read(at.step, at.step.reads[0]),
+            "rows": rows,
             "out_splits": "part.arrive_splits" if there else "part.leave_splits",
             "splits": "part.leave_splits" if there else "part.arrive_splits",
             **self._transfer(at.step),
@@ -246,8 +249,23 @@ class Ops:
         name = self.regions.variable(value)
         return f"{name}[{self.regions.rows(value, at.cut, 'part')}]" if at.cut else name
 
-    def _unpermute(self, at: At) -> Op:
+    def _identity(self, at: At) -> Op:
+        assert isinstance(at.node.attrs, RowsAttrs)
+        attrs, (x, experts, weights) = at.node.attrs, at.step.reads
         return {
+            "args": (
+                self.regions.read(at.step, x),
+                *map(self.regions.variable, (experts.value, weights.value)),
+                str(attrs.first),
+                str(attrs.first + attrs.experts),
+                self.regions.write(at.step, at.step.writes[0]).expr,
+            )
+        }
+
+    def _unpermute(self, at: At) -> Op:
+        assert isinstance(at.node.attrs, RowsAttrs)
+        return {
+            "selective": "rows_or_zero" if at.node.attrs.selective else "",
             "rows": self.regions.indexed(at.step.reads[0]),
             "index": self._home(at, at.node.ins[1]),
             "out": self.regions.write(at.step, at.step.writes[0]).expr,
@@ -351,6 +369,7 @@ _OPS: dict[str, Callable[[Ops, At], Op]] = {
     "activation": Ops._activation,
     "add": Ops._elementwise,
     "mul": Ops._elementwise,
+    "identity": Ops._identity,
     "unpermute": Ops._unpermute,
     "weighted_sum": Ops._weighted_sum,
     "unpermute_sum": Ops._unpermute_sum,

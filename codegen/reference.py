@@ -95,7 +95,14 @@ class Reference:
             args.append(f"bias={string(node.params[1])}")
         if node.attrs.transposed:
             args.append("transposed=True")
+        if first := self._first(node.ins[1]):
+            args.append(f"first={first}")
         return self._assign(node, "every_expert", args)
+
+    def _first(self, ends: str) -> int:
+        """The first expert of the dispatch that rows came by, whose op made their `ends`."""
+        attrs = self.graph.maker[ends].attrs
+        return attrs.first if isinstance(attrs, RowsAttrs) else 0
 
     def _expert_gemm_act(self, node: Node) -> list[str]:
         assert isinstance(node.attrs, ExpertGemmActAttrs)
@@ -124,7 +131,20 @@ class Reference:
         weights = node.ins[at]
         addend = f" + {self._value(node.ins[at + 1])}" if len(node.ins) > at + 1 else ""
         head = f"{self.names.of(node.outs[0])} = weighted"
-        return call(head, [self._value(node.ins[0]), self._value(weights)], addend, 4)
+        weighed = self._value(weights)
+        if isinstance(node.attrs, RowsAttrs) and node.attrs.selective:
+            place = node.ins[1] if at == 2 else self.graph.maker[node.ins[0]].ins[1]
+            weighed = self._own_weights(weighed, self._value(self.experts[place]), node.attrs)
+        return call(head, [self._value(node.ins[0]), weighed], addend, 4)
+
+    def _own_weights(self, weights: str, chosen: str, attrs: RowsAttrs) -> str:
+        return f"own_weights({weights}, {chosen}, {attrs.first}, {attrs.experts})"
+
+    def _identity(self, node: Node) -> list[str]:
+        assert isinstance(node.attrs, RowsAttrs)
+        x, experts, weights = map(self._value, node.ins)
+        own = self._own_weights(weights, experts, node.attrs)
+        return [f"    {self.names.of(node.outs[0])} = {x} * {own}.sum(-1, keepdim=True)"]
 
     def _put_sums(self, node: Node) -> list[str]:
         return call(
@@ -145,6 +165,7 @@ class Reference:
 
 _WRITERS: dict[str, Callable[[Reference, Node], list[str]]] = {
     "route": Reference._route,
+    "identity": Reference._identity,
     "permute": Reference._permute,
     "pick_rows": Reference._permute,
     "expand": Reference._permute,

@@ -130,6 +130,11 @@ class Regions:
         assert isinstance(attrs, RowsAttrs)
         return attrs.experts
 
+    def selective(self, dispatch: str) -> bool:
+        """Whether it sends some copies of a token only."""
+        node = self.graph.node.get(f"{dispatch}.layout")
+        return node is not None and isinstance(node.attrs, RowsAttrs) and node.attrs.selective
+
     def stays(self, dispatch: str) -> bool:
         """Whether its rows stay on their rank, which has all tokens."""
         return self.graph.node[dispatch].kind == "pick_rows"
@@ -184,12 +189,16 @@ class Regions:
                 return self.length(self.tokens(cut, dim.scale, dim.symbol))
             return self.length(f"{part}.leave")
         if dim.symbol.startswith("sends("):
-            return self.length(f"{part}.leave")
+            return self.length(f"{part}.leave") if cut else self.leaving(_dispatch_in(dim.symbol))
         return f"{part}.rows" if cut else self.arrived(_dispatch_in(dim.symbol))
 
     def arrived(self, dispatch: str) -> str:
         """How many rows arrive, or at most can where the host does not know."""
         return f"self.{self.slots[dispatch]}.rows" if dispatch in self.slots else f"{self.sizes(dispatch)}.rows"
+
+    def leaving(self, dispatch: str) -> str:
+        """How many rows leave, where not every copy does."""
+        return f"{self.sizes(dispatch)}.parts[{self.layout(dispatch).count}][-1].leave.stop"
 
     def largest(self, dispatch: str, pieces: int) -> str:
         """The rows of the largest piece."""

@@ -188,6 +188,7 @@ _WHAT = {
     "sum_copies": "the copies of each token, weighted and summed",
     "gemm": "matrix product",
     "activation": "elementwise",
+    "identity": "each token times the weights of its copies for experts that do nothing",
     "add": "sum",
     "mul": "product",
     "unpermute": "copies in token order",

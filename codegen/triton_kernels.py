@@ -26,9 +26,12 @@ def head(*, descriptors: bool = True, sums: bool = True) -> str:
     return _rendered("triton_head.jinja", descriptors=descriptors, sums=sums)
 
 
-def weighted_sum(name: str = "fused_weighted_sum") -> str:
-    """`name(rows, place, weights, out=None, addend=None)`: y[t] = sum of w[t, k] * rows[place[t, k]] (+ addend[t])."""
-    return _rendered("triton_weighted_sum.jinja", name=name)
+def weighted_sum(name: str = "fused_weighted_sum", selective: bool = False) -> str:
+    """`name(rows, place, weights, out=None, addend=None)`: y[t] = sum of w[t, k] * rows[place[t, k]] (+ addend[t]).
+
+    `selective`: a place of -1 is that of a copy with no row.
+    """
+    return _rendered("triton_weighted_sum.jinja", name=name, selective=selective)
 
 
 def activation(name: str, attrs: ActAttrs) -> str:

@@ -9,7 +9,7 @@ from functools import cached_property
 from epsc.codegen import triton_kernels
 from epsc.codegen.gemms import Gemms, choice_text, devices_of
 from epsc.codegen.names import Names
-from epsc.ir.attrs import ActAttrs, RouteAttrs
+from epsc.ir.attrs import ActAttrs, RouteAttrs, RowsAttrs
 from epsc.ir.dims import Axis
 from epsc.ir.graph import Node
 from epsc.ir.impls import Metric
@@ -74,6 +74,14 @@ class Variants:
             if (devices := devices_of(name, step.impl))
         }
 
+    @cached_property
+    def selective(self) -> bool:
+        """Whether some dispatch sends some copies of a token only."""
+        return any(
+            isinstance(node.attrs, RowsAttrs) and node.attrs.selective and node.kind == "layout"
+            for node in self.schedule.graph.nodes
+        )
+
     @property
     def activations(self) -> dict[ActAttrs, Mapping[str, str]]:
         """Of each activation the function of every implementation."""
@@ -126,7 +134,7 @@ class Variants:
             elif key == "ungroup":
                 yield triton_kernels.scatter_rows()
             else:
-                yield triton_kernels.weighted_sum(functions["triton"])
+                yield triton_kernels.weighted_sum(functions["triton"], self.selective)
 
 
 def _key(node: Node) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import fields
 from enum import StrEnum
 from typing import Any, get_type_hints
@@ -18,6 +19,7 @@ USAGE = {
     "routing": "the experts and weights of each token: routing(ids, weights, experts=8)",
     "dispatch": "rows and a route: dispatch(x, r)",
     "combine": "routed rows and their route: combine(h, r)",
+    "identity": "rows and a route: identity(x, r, first=8)",
     "select_local": "rows and a route: select_local(x, r)",
     "scatter_rows": "selected rows and their route: scatter_rows(h, r)",
     "split_tokens": "rows of tokens, and a mesh axis: split_tokens(x, tp)",
@@ -83,10 +85,15 @@ class Arguments(Nodes, ABC):
             )
 
     def _options(
-        self, call: Call, cls: type, taken: tuple[str, ...] = (), weights: bool = False
+        self,
+        call: Call,
+        cls: type,
+        taken: tuple[str, ...] = (),
+        weights: bool = False,
+        least: Mapping[str, int] = {},
     ) -> dict[str, Any] | None:
         """Keyword arguments as fields of the attribute class `cls`, those in `taken` being set otherwise; of an op with
-        `weights` also whether they are `shared`."""
+        `weights` also whether they are `shared`. Whole numbers are at least 1, or what `least` says."""
         hints = {k: v for k, v in get_type_hints(cls).items() if k not in taken}
         if weights:
             hints["shared"] = bool
@@ -102,7 +109,7 @@ class Arguments(Nodes, ABC):
                 )
                 good = False
                 continue
-            value = self._scalar(keyword.value, hints[keyword.name], keyword.name)
+            value = self._scalar(keyword.value, hints[keyword.name], keyword.name, least.get(keyword.name, 1))
             good = good and value is not None
             found[keyword.name] = value
         needed = [f.name for f in fields(cls) if f.name in hints and f.default is f.default_factory]
@@ -112,7 +119,7 @@ class Arguments(Nodes, ABC):
                 good = False
         return found if good else None
 
-    def _scalar(self, expr: Expr, kind: type, name: str) -> object:
+    def _scalar(self, expr: Expr, kind: type, name: str, least: int) -> object:
         if isinstance(expr, Broken):
             return None
         if kind is bool or issubclass(kind, StrEnum):
@@ -125,7 +132,7 @@ class Arguments(Nodes, ABC):
                 return None
             return words[word]
         if kind is int:
-            return self.numbers.whole(expr, f"`{name}`")
+            return self.numbers.whole(expr, f"`{name}`", least)
         if kind is Amount:
             return self._amount(expr, name)
         value = self.numbers.of(expr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from epsc.ir.attrs import RowsAttrs
 from epsc.ir.errors import Faults, Note, did_you_mean
 from epsc.ir.graph import Graph, Node
 from epsc.ir.source import Span
@@ -193,6 +194,14 @@ def _choose(
                 f"how `{node.origin}` travels is chosen twice",
                 use.span,
                 notes=[Note("first here", first.span)],
+            )
+        elif one_sided and isinstance(node.attrs, RowsAttrs) and node.attrs.selective:
+            faults.add(
+                "transport",
+                f"`{chosen.name}` cannot move the rows of `{node.origin}`: it sends every copy of a token,"
+                " and here some go nowhere",
+                use.span,
+                help="leave it out: an all2all sends what there is to send",
             )
         elif one_sided and use.whens:
             faults.add(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from epsc.ir.attrs import RouteAttrs
+from epsc.ir.attrs import RouteAttrs, RowsAttrs
 from epsc.ir.dims import Tensor
 from epsc.ir.source import Span
 
@@ -23,6 +23,8 @@ class Route:
     """The value that holds the experts of each token."""
     weights: str
     """The value that holds their weights."""
+    span: Span | None = field(default=None, compare=False)
+    """Where it says how many experts there are."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Rows:
     type: Tensor
     route: Route | None = None
     dispatch: str = ""
+    sent: RowsAttrs | None = None
+    """Of routed rows: which of the route's experts they are for."""
     partial: str = ""
     """The mesh axis over whose ranks these are parts of a sum."""
 

@@ -129,9 +129,10 @@ def _split_alike(schedule: Schedule) -> set[str]:
 
 
 def _rows_known(schedule: Schedule) -> dict[str, int]:
-    """For each `rows(d)`: the position of the step after which the host knows it."""
+    """For each `rows(d)` and `sends(d)`: the position of the step after which the host knows it."""
     return {
-        f"rows({step.node.removesuffix('.sizes')})": i
+        f"{counted}({step.node.removesuffix('.sizes')})": i
+        for counted in ("rows", "sends")
         for i, step in enumerate(schedule.steps)
         if schedule.graph.node[step.node].kind == "sizes"
     }

@@ -311,6 +311,7 @@ BUILTINS: dict[str, Callable[[_Builder, Call, Scope, str], Bound]] = {
     "route": _Builder._route,
     "routing": _Builder._routing,
     "dispatch": _Builder._dispatch,
+    "identity": _Builder._identity,
     "combine": _Builder._combine,
     "select_local": _Builder._select_local,
     "scatter_rows": _Builder._scatter_rows,

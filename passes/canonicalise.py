@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from epsc.ir.attrs import Attrs, Direction, PlaceAttrs, RowsAttrs, TransferAttrs
-from epsc.ir.dims import RANKS, SLOTS, TOKENS, Dim, DType, Tensor, rows
+from epsc.ir.dims import RANKS, SLOTS, TOKENS, Dim, DType, Tensor, rows, sends
 from epsc.ir.graph import Graph, Node
 from epsc.passes.asks import NOTHING, Asks
 from epsc.passes.questions import needed
@@ -128,8 +128,9 @@ def _combine(node: Node, types: dict[str, Tensor]) -> list[Node]:
     c, attrs = node.name, node.attrs
     h, _, weights = node.ins
     d = types[h].shape[0].symbol[len("rows(") : -1]
-    home = Tensor(types[h].dtype, (types[weights].shape[0].times(attrs.top_k), types[h].shape[1]))
-    types.update({f"{c}.ungroup": types[h], f"{c}.all2all": home, f"{c}.unpermute": home})
+    copies = Tensor(types[h].dtype, (types[weights].shape[0].times(attrs.top_k), types[h].shape[1]))
+    home = Tensor(copies.dtype, (sends(d), copies.shape[1])) if attrs.selective else copies
+    types.update({f"{c}.ungroup": types[h], f"{c}.all2all": home, f"{c}.unpermute": copies})
 
     def op(suffix: str, kind: str, ins: tuple[str, ...], of: Attrs = attrs) -> Node:
         return replace(node, name=f"{c}{suffix}", kind=kind, ins=ins, outs=(f"{c}{suffix}",), attrs=of)
@@ -194,7 +195,7 @@ def _one_sided_dispatch(node: Node, types: dict[str, Tensor], asks: Asks, weight
     d, attrs = node.name, node.attrs
     x, experts = node.ins
     transfer = TransferAttrs(Direction.DISPATCH, attrs.experts, attrs.top_k)
-    room = PlaceAttrs(attrs.experts, attrs.top_k, asks.rooms.get(d, 0.0))
+    room = PlaceAttrs(attrs.experts, attrs.top_k, room=asks.rooms.get(d, 0.0))
     row_type = types[d]
     counts = Tensor(DType.INT32, (Dim(attrs.experts),))
     copies = Tensor(DType.INT32, (TOKENS.times(attrs.top_k),))

@@ -120,6 +120,14 @@ def _layouts(
                 )
                 break
         axis, count = cut or (None, 1)
+        if axis is Axis.TOKENS and _attrs(graph, dispatch).selective:
+            faults.add(
+                "split-selective",
+                f"`{moved[0].origin}` sends some copies of a token only, and cannot be cut by tokens: what it sends of"
+                " a piece has no place of a known size",
+                wishes.split_spans.get(moved[0].name) or moved[0].span,
+                help="split by expert_group",
+            )
         local = _experts(graph, dispatch) // schedule.ep
         if axis is Axis.EXPERT_GROUP and count > local:
             faults.add(
@@ -158,9 +166,13 @@ def _branch(graph: Graph, node: Node) -> str | None:
 
 
 def _experts(graph: Graph, dispatch: str) -> int:
+    return _attrs(graph, dispatch).experts
+
+
+def _attrs(graph: Graph, dispatch: str) -> RowsAttrs:
     attrs = graph.node[dispatch].attrs
     assert isinstance(attrs, RowsAttrs)
-    return attrs.experts
+    return attrs
 
 
 def _text(cut: tuple[Axis, int] | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from epsc.ir.attrs import ExpertGemmAttrs, PlaceAttrs
+from epsc.ir.attrs import ExpertGemmAttrs, PlaceAttrs, RowsAttrs
 from epsc.ir.errors import Diagnostic, EpsError, Faults
 from epsc.ir.graph import Graph, Node
 from epsc.ir.impls import Choice, Impl, Metric, impls_of
@@ -89,6 +89,8 @@ def _unfit(graph: Graph, node: Node, impl: Impl, backend: str) -> str:
     read = graph.types[node.ins[0]] if node.ins else None
     if impl.name in ("dense", "batched") and backend == "cuda" and _one_sided(graph, node):
         return _UNKNOWN
+    if impl.name == "triton" and node.kind == "layout" and isinstance(node.attrs, RowsAttrs) and node.attrs.selective:
+        return "it ranks copies that are all sent, and this dispatch sends some"
     if impl.name == "persistent" and (why := why_not_persistent(graph, node)):
         return why
     if needs.align > 1 and read is not None:

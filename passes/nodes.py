@@ -29,6 +29,8 @@ class Nodes:
         self.modules: dict[str, tuple[Tensor, Span | None]] = {}
         """What each module that is called makes, and where it was called first."""
         self.names: set[str] = set()
+        self.told: set[Span | None] = set()
+        """Places whose experts no rank can have as many of: told of once, however many dispatches send to them."""
         self.routings: set[str] = set()
         """Arguments of the layer that hold a routing, not tokens."""
         self.dtype = DType.BF16

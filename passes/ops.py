@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from epsc.ir.attrs import Act, ActAttrs, Attrs, ExpertGemmAttrs, GemmAttrs, NoAttrs, RouteAttrs, RoutingAttrs, RowsAttrs
+from epsc.ir.attrs import (
+    Act,
+    ActAttrs,
+    Attrs,
+    ExpertGemmAttrs,
+    GemmAttrs,
+    NoAttrs,
+    RangeAttrs,
+    RouteAttrs,
+    RoutingAttrs,
+    RowsAttrs,
+)
 from epsc.ir.dims import Dim, DType, Tensor, rows
 from epsc.ir.errors import did_you_mean
 from epsc.ir.source import Span
@@ -65,13 +76,6 @@ class Ops(Arguments):
 
         check(k <= count, "top-k", f"top_k is {k}, but there are only {count} experts", "top_k")
         check(
-            count % self.ep == 0,
-            "experts-ep",
-            f"{count} experts cannot be shared evenly by ep = {self.ep} ranks",
-            "experts",
-            f"ep must divide {count}",
-        )
-        check(
             count % attrs.groups == 0,
             "groups",
             f"{count} experts are not divisible into {attrs.groups} groups",
@@ -109,7 +113,7 @@ class Ops(Arguments):
         ]
         types = (Tensor(DType.INT64, (x.type.shape[0], Dim(k))), Tensor(DType.FP32, (x.type.shape[0], Dim(k))))
         self._emit(name, "route", (x.name,), attrs, types, scope, call.span, tuple(params))
-        return Route(attrs, f"{name}.experts", f"{name}.weights")
+        return Route(attrs, f"{name}.experts", f"{name}.weights", spans.get("experts", call.span))
 
     def _routing(self, call: Call, scope: Scope, want: str) -> Bound:  # noqa: ARG002 - it makes no op to name
         """routing(ids, weights, experts=n): what a router outside of the layer decided."""
@@ -142,32 +146,75 @@ class Ops(Arguments):
         if k > count:
             self.faults.add("top-k", f"a token has {k} experts, but there are only {count}", spans.get("experts"))
             return None
-        if count % self.ep:
-            self.faults.add(
-                "experts-ep",
-                f"{count} experts cannot be shared evenly by ep = {self.ep} ranks",
-                spans.get("experts"),
-                help=f"ep must divide {count}",
-            )
-            return None
-        return Route(RouteAttrs(count, k), ids.name, weights.name)
+        return Route(RouteAttrs(count, k), ids.name, weights.name, spans.get("experts"))
 
     def _dispatch(self, call: Call, scope: Scope, want: str) -> Bound:
         self._count_args(call, 2)
         x, route = self._rows_arg(call, 0, scope), self._route_arg(call, 1, scope)
-        self._options(call, NoAttrs)
-        if x is None or route is None:
+        attrs = self._range(call, route)
+        if x is None or route is None or attrs is None:
             return None
         if x.route:
             self.faults.add("bad-argument", "these rows are dispatched already", call.span)
             return None
         if not self._same_tokens(x, route, call):
             return None
+        spans = {keyword.name: keyword.span for keyword in call.keywords}
+        self._check_shared(attrs.experts, spans.get("experts", call.span) if spans else route.span)
         name = self._fresh(scope, want if want and want != "return" else "dispatch")
         tensor = Tensor(x.type.dtype, (rows(name), x.type.shape[1]))
-        attrs = RowsAttrs(route.attrs.experts, route.attrs.top_k)
         self._emit(name, "dispatch", (x.name, route.experts), attrs, (tensor,), scope, call.span)
-        return Rows(name, tensor, route, name)
+        return Rows(name, tensor, route, name, sent=attrs)
+
+    def _check_shared(self, experts: int, span: Span | None) -> None:
+        """Every rank has as many of the experts that rows are sent to."""
+        if experts % self.ep and experts != ANY and span not in self.told:
+            self.told.add(span)
+            self.faults.add(
+                "experts-ep",
+                f"{experts} experts cannot be shared evenly by ep = {self.ep} ranks",
+                span,
+                help=f"ep must divide {experts}",
+            )
+
+    def _range(self, call: Call, route: Route | None) -> RowsAttrs | None:
+        """Which experts of the route a call speaks of: all of them, if it does not say."""
+        options = self._options(call, RangeAttrs, least={"first": 0})
+        if options is None or route is None:
+            return None
+        every, first, count = route.attrs.experts, options.get("first", 0), options.get("experts", 0)
+        if every == ANY:
+            return RowsAttrs(count or every, route.attrs.top_k)
+        if first + max(count, 1) > every:
+            spans = {keyword.name: keyword.span for keyword in call.keywords}
+            said = f"experts {first} to {first + count - 1}" if count > 1 else f"expert {first}"
+            self.faults.add(
+                "expert-range",
+                f"{said}: the route has {every}, counted from 0",
+                spans.get("experts", spans.get("first", call.span)),
+                help=f"`first` and `experts` together must be at most {every}",
+            )
+            return None
+        count = count or every - first
+        selective = count < every or route.attrs.threshold > 0
+        return RowsAttrs(count, route.attrs.top_k, first, every if selective else 0)
+
+    def _identity(self, call: Call, scope: Scope, want: str) -> Bound:
+        """identity(x, r, first=8): what experts that do nothing make: each token times their weights. Sends nothing."""
+        self._count_args(call, 2)
+        x, route = self._rows_arg(call, 0, scope), self._route_arg(call, 1, scope)
+        attrs = self._range(call, route)
+        if x is None or route is None or attrs is None:
+            return None
+        if x.route:
+            self.faults.add("bad-argument", "these rows are dispatched: `identity` takes tokens", call.span)
+            return None
+        if not self._same_tokens(x, route, call):
+            return None
+        name = self._fresh(scope, want if want and want != "return" else "identity")
+        ins = (x.name, route.experts, route.weights)
+        self._emit(name, "identity", ins, attrs, (x.type,), scope, call.span)
+        return Rows(name, x.type)
 
     def _same_tokens(self, x: Rows, route: Route, call: Call) -> bool:
         """Whether a route is one of these tokens; adds a fault."""
@@ -201,7 +248,7 @@ class Ops(Arguments):
         name = self._fresh(scope, want if want and want != "return" else kind)
         tensor = Tensor(h.type.dtype, (self.types[route.experts].shape[0], h.type.shape[1]))
         ins = (h.name, route.experts, route.weights)
-        self._emit(name, kind, ins, RowsAttrs(route.attrs.experts, route.attrs.top_k), (tensor,), scope, call.span)
+        self._emit(name, kind, ins, h.sent or _all_of(route), (tensor,), scope, call.span)
         return Rows(name, tensor)
 
     def _gemm(self, call: Call, scope: Scope, want: str) -> Bound:
@@ -242,7 +289,7 @@ class Ops(Arguments):
         options = dict(options)
         shared = options.pop("shared", False)
         shape = (width, out) if options.get("transposed") else (out, width)
-        experts = (x.route.attrs.experts,) if x.route else ()
+        experts = ((x.sent or _all_of(x.route)).experts,) if x.route else ()
         params = [self._param(weight, (*experts, *shape), bool(experts), scope, span, shared)]
         if options.get("bias"):
             params.append(self._param(f"{weight}.bias", (*experts, out), bool(experts), scope, span, shared))
@@ -310,3 +357,8 @@ class Ops(Arguments):
         return self._gemm_node(
             name, act, f"{local}.{down_weight}", x.type.shape[-1].scale, options, scope, call.span, origin
         )
+
+
+def _all_of(route: Route) -> RowsAttrs:
+    """Rows for all experts of a route."""
+    return RowsAttrs(route.attrs.experts, route.attrs.top_k)

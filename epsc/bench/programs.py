@@ -112,6 +112,9 @@ def _head(graph: Graph) -> dict[str, Any]:
         what = f"`{graph.name}` has {len(routes)} routers and {len(graph.inputs)} inputs"
         raise EpsError(Diagnostic("no-bench", f"{what}: a benchmark sets the load of one router by one input"))
     (route,) = routes
+    if isinstance(route.attrs, RouteAttrs) and route.attrs.threshold > 0:
+        what = f"`{graph.name}` keeps what is above a threshold"
+        raise EpsError(Diagnostic("no-bench", f"{what}: a benchmark sets how many experts a token goes to"))
     hidden = graph.types[graph.inputs[0]].shape[1].scale
     shape, unlike = shape_of(graph, route, hidden)
     return {

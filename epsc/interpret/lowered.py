@@ -17,6 +17,12 @@ def layout(a: RowsAttrs, experts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     place is the inverse.
     """
     flat = experts.flatten()
+    if a.selective:
+        # The copies that are not sent are the last; they have no place.
+        own = flat - a.first
+        sent = (own >= 0) & (own < a.experts)
+        order = own.where(sent, a.experts).argsort(stable=True)
+        return order, order.argsort().where(sent, -1), own[sent].bincount(minlength=a.experts)
     if strangers := flat[(flat < 0) | (flat >= a.experts)].tolist():
         message = f"a token chose expert {strangers[0]}, but there are {a.experts}, counted from 0"
         raise EpsError(Diagnostic("no-such-expert", message))
@@ -39,9 +45,9 @@ def permute(a: RowsAttrs, x: Tensor, order: Tensor) -> Tensor:
     return x[order // a.top_k]
 
 
-def all2all(_: TransferAttrs, rows: Tensor, _sizes: Tensor) -> Tensor:
-    """Rows between ranks: at world size 1 they stay."""
-    return rows
+def all2all(_: TransferAttrs, rows: Tensor, sizes: Tensor) -> Tensor:
+    """Rows between ranks: at world size 1 they stay. Those behind the last that is sent do not count."""
+    return rows[: int(sizes.view(2, -1)[0].sum())]
 
 
 def arrange(a: RowsAttrs, received: Tensor, _sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,8 +71,11 @@ def ungroup(_: RowsAttrs, rows: Tensor, index: Tensor) -> Tensor:
     return rows[index.argsort()]
 
 
-def unpermute(_: RowsAttrs, rows: Tensor, place: Tensor) -> Tensor:
-    """Rows at home in send order -> copies[k*tokens, hidden] in token order: copy j of token t is row t*k + j."""
+def unpermute(a: RowsAttrs, rows: Tensor, place: Tensor) -> Tensor:
+    """Rows at home in send order -> copies[k*tokens, hidden] in token order: copy j of token t is row t*k + j; of one
+    that was not sent, zeros."""
+    if a.selective:
+        return torch.cat([rows, rows.new_zeros(1, rows.shape[1])])[place]
     return rows[place]
 
 

@@ -54,6 +54,7 @@ _OPS: dict[str, Callable[..., object]] = {
     "route": said.route,
     "dispatch": said.dispatch,
     "combine": said.combine,
+    "identity": said.identity,
     "select_local": said.dispatch,
     "scatter_rows": said.combine,
     "layout": lowered.layout,

@@ -30,6 +30,9 @@ def route(a: RouteAttrs, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
     experts = choice.topk(a.top_k, dim=-1).indices
     chosen = scored.gather(-1, experts)
     weights = _score(a, chosen) if a.choose is Choose.BY_LOGIT else chosen
+    if a.threshold > 0:
+        dropped = weights < a.threshold
+        experts, weights = experts.masked_fill(dropped, -1), weights.masked_fill(dropped, 0)
     if a.renorm:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
     return experts, weights * a.scale
@@ -50,8 +53,14 @@ def _in_kept_groups(a: RouteAttrs, choice: Tensor) -> Tensor:
 
 def dispatch(a: RowsAttrs, x: Tensor, experts: Tensor) -> Tensor:
     """x[tokens, hidden], experts[tokens, k] -> rows[k*tokens, hidden]: one per token copy, by expert, then token."""
-    order, _, _ = layout(a, experts)
-    return permute(a, x, order)
+    order, _, counts = layout(a, experts)
+    return permute(a, x, order[: int(counts.sum())])
+
+
+def identity(a: RowsAttrs, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+    """x[tokens, hidden] times the weights of its copies for the experts of `a`: what experts that do nothing make."""
+    own = (experts >= a.first) & (experts < a.first + a.experts)
+    return (x * (weights * own).sum(-1, keepdim=True)).to(x.dtype)
 
 
 def combine(a: RowsAttrs, rows: Tensor, experts: Tensor, weights: Tensor) -> Tensor:

@@ -91,6 +91,6 @@ def _generator(key: str, device: str | torch.device) -> torch.Generator:
 def _experts(graph: Graph, name: str) -> int:
     for node in graph.users[name]:
         if isinstance(node.attrs, RowsAttrs):
-            return node.attrs.experts
+            return node.attrs.among or node.attrs.experts
     message = f"input `{name}` ({graph.types[name]}) holds whole numbers, and no op reads it as experts"
     raise EpsError(Diagnostic("unknown-input", message))

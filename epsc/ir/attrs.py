@@ -52,6 +52,8 @@ class RouteAttrs:
     group_by: GroupBy = GroupBy.MAX
     renorm: bool = False
     scale: float = 1.0
+    threshold: float = 0.0
+    """A copy whose weight is below this, before `renorm` and `scale`, goes nowhere: its expert is -1."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,34 @@ class RoutingAttrs:
 
 @dataclass(frozen=True)
 class RowsAttrs:
-    """An op on routed rows: which route sent them, over how many experts."""
+    """An op on routed rows: which route sent them, over how many experts.
+
+    A dispatch that is `selective` takes only the copies for its own experts, `first` and those after it, out of all
+    `among` which a token chooses; the others go nowhere. So does a copy whose expert is -1.
+    """
 
     experts: int
     top_k: int
+    first: int = 0
+    among: int = 0
+    """0: it takes every copy."""
+
+    @property
+    def selective(self) -> bool:
+        return self.among > 0
+
+    @property
+    def share(self) -> float:
+        """Of the copies of tokens that choose evenly, those that it takes."""
+        return self.experts / self.among if self.among else 1.0
+
+
+@dataclass(frozen=True)
+class RangeAttrs:
+    """Some of the experts of a route, `first` and those after it; `experts` 0: up to the last. No op: an argument."""
+
+    first: int = 0
+    experts: int = 0
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,11 @@ def rows(dispatch: str) -> Dim:
     return Dim(1, f"rows({dispatch})")
 
 
+def sends(dispatch: str) -> Dim:
+    """Rows that leave this rank through `dispatch`, where it does not take every copy."""
+    return Dim(1, f"sends({dispatch})")
+
+
 class DType(StrEnum):
     """Element types, by their `.eps` names; `torch` names are in codegen."""
 

@@ -250,6 +250,7 @@ IMPLS: tuple[Impl, ...] = (
     _torch("gemm", "mm", Bound.FLOPS, 0.85),
     _triton("activation", "one kernel"),
     _torch("activation", "elementwise torch ops", launches=2, efficiency=0.25),
+    _torch("identity", "the sum of some weights, and a product", launches=4),
     _torch("add", "add"),
     _torch("mul", "mul"),
     _torch("unpermute", "index_select"),

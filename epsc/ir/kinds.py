@@ -165,6 +165,12 @@ KINDS: dict[str, Kind] = _table(
     ),
     Kind("gemm", "x[.., n]; weight[m, n] -> y[.., m]", Role.COMPUTE, GemmAttrs, _TOKENWISE),
     Kind("activation", "x[.., n or 2n] -> y[.., n]", Role.MEMORY, ActAttrs, _ROWWISE),
+    Kind(
+        "identity",
+        "x[tokens, hidden], experts, weights -> y[tokens, hidden]: x times the weights of its copies for some experts",
+        Role.MEMORY,
+        RowsAttrs,
+    ),
     Kind("add", "a, b -> a + b", Role.MEMORY, NoAttrs, _TOKENWISE),
     Kind("mul", "a, b -> a * b, b may have one column", Role.MEMORY, NoAttrs, _TOKENWISE),
     Kind(

@@ -58,7 +58,7 @@ def count(dim: Dim, schedule: Schedule, node: Node, load: int) -> float:
     if dim.symbol.startswith(("rows(", "sends(")):
         dispatch = schedule.graph.node[dim.symbol.partition("(")[2][:-1]]
         if isinstance(dispatch.attrs, RowsAttrs | TransferAttrs | RouteAttrs):
-            whole *= dispatch.attrs.top_k
+            whole *= dispatch.attrs.top_k * (dispatch.attrs.share if isinstance(dispatch.attrs, RowsAttrs) else 1)
         if dispatch.kind == "pick_rows":  # of tokens that all ranks have
             whole /= schedule.ep
         node = dispatch
@@ -75,9 +75,10 @@ def chosen_share(schedule: Schedule, node: Node, load: int) -> float:
     if dispatch is None or not isinstance(dispatch.attrs, RowsAttrs | TransferAttrs | RouteAttrs):
         return 1.0
     attrs = dispatch.attrs
-    if attrs.top_k >= attrs.experts:
+    among = (attrs.among if isinstance(attrs, RowsAttrs) else 0) or attrs.experts
+    if attrs.top_k >= among:
         return 1.0
-    mean = 1.0 - (1 - attrs.top_k / attrs.experts) ** (load * schedule.ep)
+    mean = 1.0 - (1 - attrs.top_k / among) ** (load * schedule.ep)
     # Whichever rank has more of them to read, all others wait for it.
     spread = sqrt(mean * (1 - mean) / local_experts(schedule, node))
     return min(1.0, mean + spread * _greatest(schedule.ep))

@@ -142,7 +142,8 @@ def _check_sharing(schedule: Schedule, by_value: dict[str, list[Buffer]], faults
 def _check_known(schedule: Schedule, first: dict[str, int], faults: Faults) -> None:
     """Memory is taken, at the latest, before a storage's first use: by then the host must know all of its sizes."""
     known = {
-        f"rows({step.node.removesuffix('.sizes')})": i
+        f"{counted}({step.node.removesuffix('.sizes')})": i
+        for counted in ("rows", "sends")
         for i, step in enumerate(schedule.steps)
         if schedule.graph.node[step.node].kind == "sizes"
     }

@@ -92,6 +92,7 @@ def attributes(draw: st.DrawFn) -> RouteAttrs:
         group_by=draw(st.sampled_from(GroupBy)),
         renorm=draw(st.booleans()),
         scale=draw(st.sampled_from([1.0, 2.5])),
+        threshold=draw(st.sampled_from([0.0, 0.0, 0.1])),
     )
 
 

@@ -34,6 +34,16 @@ def test_weighted_sum(load: Load, tokens: int, copies: int, hidden: int, dtype: 
     torch.testing.assert_close(kernels.fused_weighted_sum(rows, place, weights, addend=addend), out)
 
 
+def test_copies_that_were_not_sent_have_no_row(load: Load) -> None:
+    kernels = load(weighted_sum(selective=True))
+    rows = torch.randn(2, 264).bfloat16()
+    place = torch.tensor([1, -1, -1, -1, -1, 0])
+    weights = torch.randn(3, 2)
+    made = kernels.fused_weighted_sum(rows, place, weights)
+    right = torch.stack([rows[1] * weights[0, 0], torch.zeros(264), rows[0] * weights[2, 1]])
+    torch.testing.assert_close(made, right.bfloat16())
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("count, width", [(5, 24), (3, 1288), (0, 64)])
 def test_scatter_rows(load: Load, count: int, width: int, dtype: torch.dtype) -> None:

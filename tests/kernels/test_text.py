@@ -14,6 +14,7 @@ from epsc.ir.attrs import Act, ActAttrs, Choose, GroupBy, RouteAttrs, Score
 EVERY = [
     kernels.head,
     kernels.weighted_sum,
+    lambda: kernels.weighted_sum("some", selective=True),
     kernels.scatter_rows,
     kernels.copy_ranks,
     kernels.ordering,
@@ -21,6 +22,7 @@ EVERY = [
     lambda: kernels.route(
         "route_v3", RouteAttrs(256, 8, Score.SIGMOID, choice_bias=True, groups=8, top_groups=4, group_by=GroupBy.TOP2)
     ),
+    lambda: kernels.route("route_k", RouteAttrs(6, 2, threshold=0.25, renorm=True)),
     kernels.tiles,
     lambda: kernels.activation("act", ActAttrs(Act.SWIGLU, 7.0, 1.702, 1.0, interleaved=True)),
     lambda: kernels.expert_gemm("gemm"),

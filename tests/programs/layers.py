@@ -19,8 +19,8 @@ class Case:
 
 
 @st.composite
-def routers(draw: st.DrawFn, experts: int) -> str:
-    """`experts=.., top_k=.., ...` with every option that `route` has."""
+def routers(draw: st.DrawFn, experts: int, threshold: bool = False) -> str:
+    """`experts=.., top_k=.., ...` with every option that `route` has; `threshold` if that is wanted."""
     groups = draw(st.sampled_from([g for g in (1, 2, 4) if experts % g == 0 and experts // g >= 2] or [1]))
     top_groups = draw(st.integers(1, groups))
     top_k = draw(st.integers(1, min(4, experts // groups * top_groups)))
@@ -32,6 +32,8 @@ def routers(draw: st.DrawFn, experts: int) -> str:
     options += [f"{name}=true" for name in ("choice_bias", "bias", "renorm") if draw(st.booleans())]
     if draw(st.booleans()):
         options.append("scale=2.5")
+    if threshold:
+        options.append(f"threshold={draw(st.sampled_from((0.05, 0.2, 0.4)))}")
     return ", ".join(options)
 
 
@@ -53,10 +55,11 @@ def ffns(draw: st.DrawFn, hidden: int) -> tuple[str, str, str]:
 
 
 @st.composite
-def collectives(draw: st.DrawFn, i: int, local: int) -> list[str]:
-    """How branch `i`, whose rows an all2all moves, is cut and computed; `local`: experts of a rank."""
+def collectives(draw: st.DrawFn, i: int, local: int, selective: bool) -> list[str]:
+    """How branch `i`, whose rows an all2all moves, is cut and computed; `local`: experts of a rank. One that is
+    `selective` sends some copies only."""
     found = []
-    axis = draw(st.sampled_from(("expert_group", "tokens", "none")))
+    axis = draw(st.sampled_from(("expert_group", "none" if selective else "tokens", "none")))
     if axis != "none":
         count = draw(st.integers(1, local if axis == "expert_group" else 5))
         found.append(f"split sent{i}, h{i}, back{i} by {axis} into {count}")
@@ -105,16 +108,23 @@ def cases(draw: st.DrawFn) -> Case:
     for i in range(draw(st.sampled_from((1, 1, 1, 2)))):
         local = draw(st.integers(1, 5))
         act, width, both = draw(ffns(hidden))
+        # Copies that go nowhere: for experts of others, or below a threshold.
+        first, behind = draw(st.sampled_from(((0, 0), (0, 0), (0, 2), (3, 1))))
+        threshold = draw(st.sampled_from((False, False, True)))
+        ranged = f", first={first}, experts={local * ep}" if first + behind else ""
         body += [
-            f"r{i} = route(x, {draw(routers(local * ep))})",
-            f"sent{i} = dispatch(x, r{i})",
+            f"r{i} = route(x, {draw(routers(first + local * ep + behind, threshold))})",
+            f"sent{i} = dispatch(x, r{i}{ranged})",
             f"h{i} = {act % f'gemm(sent{i}, up{i}, {width}{both})'}",
             f"back{i} = combine(gemm(h{i}, down{i}, {hidden}{both}), r{i})",
         ]
         terms.append(f"back{i}")
-        transport = draw(st.sampled_from(("all2all", "all2all", "put", "copy")))
+        if behind and draw(st.booleans()):
+            terms.append(f"identity(x, r{i}, first={first + local * ep})")
+        selective = bool(ranged) or threshold
+        transport = draw(st.sampled_from(("all2all", "all2all", *(() if selective else ("put", "copy")))))
         if transport == "all2all":
-            directives += draw(collectives(i, local))
+            directives += draw(collectives(i, local, selective))
         else:
             directives += draw(one_sided(i, transport))
     if draw(st.booleans()):

@@ -176,7 +176,7 @@ def _one(job: Job, rank: int, at: dict[str, Any]) -> Result:
         assert y.shape == expected.shape, (y.shape, expected.shape)
         assert torch.isfinite(y).all(), "the result holds what was never written"
         if y.numel():
-            scale = float(expected.abs().max())
+            scale = float(expected.abs().max()) or 1.0  # where no token is sent anywhere, all is zero
             result.error = max(result.error, float((y - expected).abs().max()) / scale)
     result.choices = {f"{step} {impl}": n for (step, impl), n in layer.choices.items()}
     return result

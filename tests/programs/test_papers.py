@@ -12,6 +12,7 @@ from epsc.ir.amount import Amount
 from epsc.ir.attrs import CallAttrs
 from epsc.ir.dims import Axis
 from epsc.ir.schedule import Schedule
+from epsc.machine.simulate import simulate
 from epsc.proof.happens import Happens
 from tests.programs.ranks import Job, Ranks
 
@@ -204,3 +205,33 @@ def test_adapter_albert() -> None:
     }
     assert {graph.param[name].type.shape[0].scale for name in adapters} == {8}
     assert made.ep == 8
+
+
+def test_duo_llm() -> None:
+    """Big and small experts in one layer, by a routing from outside; a token that skips is sent nowhere."""
+    made = planned("duo_llm")
+    graph = made.graph
+    assert graph.inputs == ("x", "ids", "weights")
+    assert not [node for node in graph.nodes if node.kind == "route"]
+    sent = {node.name.partition(".")[0]: node.attrs for node in graph.nodes if node.kind == "layout"}
+    assert {name: (attrs.first, attrs.experts, attrs.among) for name, attrs in sent.items()} == {
+        "to_big": (0, 2, 5),
+        "to_small": (2, 2, 5),
+    }
+    wide, slim = (graph.types[name].shape[1].scale for name in ("wide", "slim"))
+    assert wide > slim
+    (identity,) = (node for node in graph.nodes if node.kind == "identity")
+    assert set(identity.ins) == set(graph.inputs), "a token that skips needs nothing of other ranks"
+    assert (identity.attrs.first, identity.attrs.experts) == (4, 1)
+    happens = Happens.of(made)
+    assert happens.beside("y_big.all2all", "slim") and happens.beside("y_big.all2all", "small_down")
+
+
+def test_what_is_sent_is_what_tokens_chose() -> None:
+    """Bytes of the predicted all2alls: of copies for the experts of each dispatch, and of no token that skips."""
+    made = planned("duo_llm")
+    layer = driver.understand(driver.read(PAPERS / "duo_llm.eps"))
+    timeline = simulate(made, layer.cluster, 1000)
+    for name in ("to_big.all2all", "to_small.all2all", "y_big.all2all", "y_small.all2all"):
+        # 2 of 5 experts, half of them on the other rank, 2048 columns of 2 bytes.
+        assert timeline.event[name].work.link_bytes == pytest.approx(1000 * 2 / 5 / 2 * 2048 * 2)
