@@ -14,6 +14,7 @@ from pathlib import Path
 from epsc import driver
 from epsc.ir.errors import Diagnostic, EpsError
 from epsc.machine import profile as profiles
+from epsc.machine.cluster import Mesh
 from epsc.machine.reasons import exposures
 from epsc.machine.simulate import simulate
 from epsc.machine.timeline import Timeline, length
@@ -43,10 +44,16 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Machine:
-    """A shipped profile with as many ranks as it has."""
+    """A shipped profile, with as many ranks as it has."""
 
     name: str
-    options: driver.Options
+    ranks: int
+    nodes: int
+
+    def options(self, mesh: Mesh) -> driver.Options:
+        """As many ranks share the experts as are left where several share one."""
+        sizes = {"ep": max(1, self.ranks // mesh.etp), "nodes": self.nodes, "tokens": TOKENS}
+        return driver.Options({key: str(size) for key, size in sizes.items()}, profile=self.name)
 
 
 @cache
@@ -54,12 +61,7 @@ def machines() -> tuple[Machine, ...]:
     """Of GPUs: at true size, CPU ranks take seconds, and nobody would run a layer there."""
     found = [profiles.load(name) for name in profiles.shipped()]
     found.sort(key=lambda each: (each.ranks, each.name))
-    sizes = {each.name: {"ep": str(each.ranks), "nodes": str(each.nodes), "tokens": str(TOKENS)} for each in found}
-    return tuple(
-        Machine(each.name, driver.Options(sizes[each.name], profile=each.name))
-        for each in found
-        if each.device.backend == "cuda"
-    )
+    return tuple(Machine(each.name, each.ranks, each.nodes) for each in found if each.device.backend == "cuda")
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Entry:
 
     @property
     def title(self) -> str:
-        before = re.split(r":| \(arXiv", self.comment, maxsplit=1)[0].strip()
+        before = re.split(r":| \(|\. ", self.comment, maxsplit=1)[0].strip()
         return before or self.name
 
     @property
@@ -108,9 +110,12 @@ class Entry:
     @cache  # noqa: B019 - entries live as long as the build
     def runs(self, machine: Machine | None = None, shape: str | None = None) -> tuple[list[Run], list[str]]:
         """Its schedules on a machine, else on its own, for its own layer or a file's; and why others are refused."""
-        options = machine.options if machine else driver.Options({"tokens": str(TOKENS)})
+        base = driver.read(EXAMPLES / shape) if shape else self.source
         try:
-            on = driver.understand(driver.read(EXAMPLES / shape) if shape else self.source, options)
+            options = driver.Options({"tokens": str(TOKENS)})
+            if machine:
+                options = machine.options(driver.understand(base).cluster.mesh)
+            on = driver.understand(base, options)
             own = driver.understand(self.source) if shape else on
         except EpsError as error:
             return [], [error.diagnostics[0].message]

@@ -1,7 +1,7 @@
 """Sizes that only a run knows, as they are when routing is balanced: every expert is chosen equally often.
 
-Then a rank with T tokens and k choices each sends k*T rows and receives k*T rows, k*T/ep of them to and from each
-rank and k*T/experts for each expert.
+Then a rank with T tokens and k choices each sends `k*T` rows and receives as many, `k*T/ep` of them to and from
+each rank and `k*T/experts` for each expert.
 """
 
 from __future__ import annotations

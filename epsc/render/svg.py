@@ -158,7 +158,9 @@ def _axis(total: float, scale: float, bottom: float) -> Iterator[str]:
     while k * step * unit <= total:
         x = _GUTTER + k * step * unit * scale
         yield f"<line x1='{x:.2f}' x2='{x:.2f}' y1='{_HEAD - 4}' y2='{bottom}' stroke='#ddd'/>"
-        yield _text(f"{k * step:g} {name}", x, bottom + 12, 10, fill="#555")
+        words = f"{k * step:g} {name}"
+        if x + len(words) * 10 * _LETTER <= _GUTTER + total * scale + 10:  # what would stick out is left out
+            yield _text(words, x, bottom + 12, 10, fill="#555")
         k += 1
 
 
