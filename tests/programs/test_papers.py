@@ -11,6 +11,7 @@ from epsc import driver
 from epsc.ir.amount import Amount
 from epsc.ir.attrs import CallAttrs
 from epsc.ir.dims import Axis
+from epsc.ir.errors import EpsError
 from epsc.ir.schedule import Schedule
 from epsc.machine.simulate import simulate
 from epsc.proof.happens import Happens
@@ -235,3 +236,35 @@ def test_what_is_sent_is_what_tokens_chose() -> None:
     for name in ("to_big.all2all", "to_small.all2all", "y_big.all2all", "y_small.all2all"):
         # 2 of 5 experts, half of them on the other rank, 2048 columns of 2 bytes.
         assert timeline.event[name].work.link_bytes == pytest.approx(1000 * 2 / 5 / 2 * 2048 * 2)
+
+
+def test_ds_moe() -> None:
+    """Dense: every expert meets every token, which travels once to each rank. Sparse: by a threshold, k is counted."""
+    dense = planned("ds_moe", "dense")
+    layer = driver.understand(driver.read(PAPERS / "ds_moe.eps"))
+    events = simulate(dense, layer.cluster, 1000).event
+    # 16 experts on 4 ranks: 4 of them, with the tokens of all ranks each.
+    assert events["down"].work.rows == 4 * 4000
+    for name in ("sent.put", "back.put"):
+        assert events[name].work.link_bytes == pytest.approx(3 * 1000 * 2048 * 2)
+    assert not [node for node in dense.graph.nodes if getattr(node.attrs, "selective", False)]
+    sparse = driver.understand(driver.read(PAPERS / "ds_moe.eps"), driver.Options(preset="sparse"))
+    assert sparse.graph.params == layer.graph.params, "one set of weights serves both modes"
+    made = driver.plan(sparse, "sparse").schedule
+    assert str(made.graph.types["back.all2all"].shape[0]) == "sends(sent)"
+    assert made.graph.node["r"].attrs.top_k == 6 and made.graph.node["r"].attrs.threshold == 0.05
+    with pytest.raises(EpsError, match="here some go nowhere"):
+        driver.plan(sparse, "dense")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("least", [0.02, 0.15, 0.9])
+def test_ds_moe_sends_what_reaches_the_threshold(
+    least: float, ranks_of: Callable[[int], Ranks], prepare: Callable[..., Job]
+) -> None:
+    """Down to no copy at all."""
+    given = driver.Options({"ep": "2", "k": "4", "least": str(least)}, preset="small")
+    layer = driver.understand(driver.read(PAPERS / "ds_moe.eps"), given)
+    for tokens in ((24, 24), (0, 7)):
+        results = ranks_of(2).run(prepare(layer, "sparse", tokens))
+        assert max(result.error for result in results) < LIMIT
