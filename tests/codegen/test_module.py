@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -121,3 +122,34 @@ def test_all_tokens_to_one_expert(tiny: ModuleType) -> None:
     x = torch.ones(50, 64)
     assert torch.isfinite(layer(x)).all()
     assert torch.allclose(layer(x), layer(x[:1]).expand(50, 64), rtol=1e-4, atol=1e-4)
+
+
+class Recorded:
+    """A CUDA graph without CUDA: what it would hold runs once, when it is recorded."""
+
+    def replay(self) -> None: ...
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_graph_reads_a_copy_of_inputs_or_the_callers_own(
+    own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = next(loaded := load_program("tiny", "put", tmp_path))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext(graph))
+    layer = make(program).load(state(program))
+    read: list[torch.Tensor] = []
+    layer.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+    x, other = torch.randn(5, 64), torch.randn(5, 64)
+    right, before = layer(x), x.clone()
+    replay = layer.capture(x, own=own)
+    torch.testing.assert_close(replay(*([] if own else [x])), right)
+    assert (read[-1] is x) == own
+    if own:
+        with pytest.raises(ValueError, match="zip"):
+            replay(other)
+    else:
+        replay(other)
+        assert torch.equal(read[-1], other)
+    assert torch.equal(x, before)
+    loaded.close()
