@@ -63,7 +63,8 @@ def _cell(cell: dict[str, Any]) -> list[str]:
 
 def _soak(soak: dict[str, Any]) -> list[str]:
     lines = [
-        f"{soak['workload']}, {soak['forwards']} forwards of {', '.join(map(str, soak['tokens']))} tokens per rank;"
+        f"{soak['workload']}, {soak['forwards']} forwards of {', '.join(map(str, soak['tokens']))} tokens per rank in"
+        f" {soak['seconds']:g} s;"
         f" {_rows(soak['rows'])}",
         f"outputs against {soak['against']}; memory grew by {soak['grew_bytes'] / 2**20:.1f} MiB from forward"
         f" {soak['warm']} on ({soak['memory']})",
