@@ -381,8 +381,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         found[product] = {}
         for cell in cells(product, weight, (0, 70) if args.tiny else ROWS):
             times = measure(cell)
-            errors = [err for _, err in times.values()]
-            worst = max(worst, *(err if err == err else float("inf") for err in errors))
+            errors = [err if err == err else float("inf") for _, err in times.values()]
+            worst = max([worst, *errors] if errors else [float("inf")])
             if any(err <= LIMIT for err in errors):
                 found[product][cell.rows] = times
                 _RATES[product, cell.rows] = _rate(cell, times[best(times, None)][0])
