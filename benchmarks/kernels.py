@@ -28,7 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from epsc.codegen.triton_kernels import activation, expert_gemm, head, scatter_rows, tiles, weighted_sum
+from epsc.codegen.triton_expert_gemm import expert_gemm
+from epsc.codegen.triton_kernels import activation, head, scatter_rows, tiles, weighted_sum
 from epsc.ir.attrs import Act, ActAttrs
 
 SWIGLU = ActAttrs(Act.SWIGLU)

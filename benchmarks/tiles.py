@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.kernels import error, load
-from epsc.codegen.triton_kernels import expert_gemm, tiles
+from epsc.codegen.triton_expert_gemm import expert_gemm
+from epsc.codegen.triton_kernels import tiles
 from epsc.ir.attrs import Act, ActAttrs
 from epsc.machine.tiles import COLUMNS, DEFAULT, Tile
 

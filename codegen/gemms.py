@@ -9,7 +9,7 @@ from functools import cached_property
 from epsc.codegen.functions import Function
 from epsc.codegen.lines import call
 from epsc.codegen.names import Names, string
-from epsc.codegen.triton_kernels import Cuts
+from epsc.codegen.triton_expert_gemm import Cuts
 from epsc.ir.attrs import ActAttrs, ExpertGemmActAttrs, ExpertGemmAttrs
 from epsc.ir.graph import Node
 from epsc.ir.impls import Choice, Condition, Metric
@@ -120,8 +120,8 @@ class Gemms:
         args = ", ".join(name.partition(":")[0] for name in parameters[:-1])
         if impl == "persistent":
             doc = f"One launch for all experts, with {by['torch']} of the sums before they are stored."
-            args = "rows, weight.mT, ends[part.ends], out, programs_for(rows), expected=part.mean_rows"
-            body = call(f"return {self._product(act)}", args.split(", "))
+            given = ["rows", "weight.mT", "ends[part.ends]", "out", "programs_for(rows)", "expected=part.mean_rows"]
+            body = call(f"return {self._product(act)}", [*given, *(["bias=bias"] if self.with_bias else [])])
         else:
             doc = f"`{gemm}`, then {by['torch']}."
             made = f"{gemm}({args})"
@@ -138,6 +138,12 @@ class Gemms:
 
     def _name(self, impl: str, act: ActAttrs) -> str:
         return self.names.of(f"{impl} {act}", f"{impl}_{self.activations[act]['torch']}")
+
+    @cached_property
+    def turned(self) -> bool:
+        """Whether the weights of some persistent product lie as [in, out]."""
+        nodes = (self.schedule.node(step) for step in self._steps if "persistent" in step.impl.names)
+        return any(isinstance(node.attrs, ExpertGemmAttrs) and node.attrs.transposed for node in nodes)
 
     @cached_property
     def with_bias(self) -> bool:

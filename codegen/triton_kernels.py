@@ -6,24 +6,19 @@ The text goes into a program once `head` stands before it. It asks for `from __f
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from importlib import resources
 
 from jinja2 import Environment, StrictUndefined
 
-from epsc.codegen.lines import WIDTH
 from epsc.codegen.triton_route import route_facts
 from epsc.ir.attrs import Act, ActAttrs, RouteAttrs
-from epsc.machine.tiles import DEFAULT, Tile
-
-Cuts = Mapping[tuple[int, int], Mapping[int, Tile]]
-"""Columns and depth of the weights of an expert -> from so many rows per expert on, which tile."""
 
 
 def head(*, descriptors: bool = True, sums: bool = True) -> str:
     """What every kernel needs: triton where it is there, and names for it where it is not; for `expert_gemm` also
     `descriptors` of tensors, and for it and `copy_ranks` what makes `sums`."""
-    return _rendered("triton_head.jinja", descriptors=descriptors, sums=sums)
+    return rendered("triton_head.jinja", descriptors=descriptors, sums=sums)
 
 
 def weighted_sum(name: str = "fused_weighted_sum", selective: bool = False) -> str:
@@ -31,7 +26,7 @@ def weighted_sum(name: str = "fused_weighted_sum", selective: bool = False) -> s
 
     `selective`: a place of -1 is that of a copy with no row.
     """
-    return _rendered("triton_weighted_sum.jinja", name=name, selective=selective)
+    return rendered("triton_weighted_sum.jinja", name=name, selective=selective)
 
 
 def activation(name: str, attrs: ActAttrs) -> str:
@@ -54,7 +49,7 @@ def activation(name: str, attrs: ActAttrs) -> str:
             "gate, up = tl.split(tl.reshape(pairs, (ROWS, COLUMNS, 2)))",
         ]
         doc = f"{attrs.fn} in fp32: gate and up are alternating columns of `x`."
-    return _rendered("triton_activation.jinja", name=name, load=load, compute=activation_lines(attrs), doc=doc)
+    return rendered("triton_activation.jinja", name=name, load=load, compute=activation_lines(attrs), doc=doc)
 
 
 def activation_lines(attrs: ActAttrs) -> list[str]:
@@ -74,22 +69,22 @@ def activation_lines(attrs: ActAttrs) -> list[str]:
 
 def scatter_rows() -> str:
     """`scatter_rows(rows, index, out)`: out[index[i]] = rows[i]. (For a gather, torch's index_select is as fast.)"""
-    return _rendered("triton_scatter_rows.jinja")
+    return rendered("triton_scatter_rows.jinja")
 
 
 def ordering() -> str:
     """What every `route` needs, once."""
-    return _rendered("triton_ordered.jinja")
+    return rendered("triton_ordered.jinja")
 
 
 def route(name: str, attrs: RouteAttrs) -> str:
     """`name`: the router of `attrs`, with the parameters and the results of `functions.route_function`."""
-    return _rendered("triton_route.jinja", **route_facts(name, attrs))
+    return rendered("triton_route.jinja", **route_facts(name, attrs))
 
 
 def copy_ranks() -> str:
     """`copy_ranks(experts, count_experts, within=None, counts=None)`: which copy for its expert each copy is."""
-    return _rendered("triton_copy_ranks.jinja")
+    return rendered("triton_copy_ranks.jinja")
 
 
 ONE_SIDED = ("put_rows", "aim", "put_copies", "expand", "put_sums", "put_back", "sum_copies", "sum_ranks")
@@ -99,7 +94,7 @@ ONE_SIDED = ("put_rows", "aim", "put_copies", "expand", "put_sums", "put_back", 
 def one_sided(kinds: Collection[str]) -> str:
     """What `Symmetric` and `Slots` of a program with ops of these kinds launch."""
     parts = ["signals", "tell", "locate", *(kind for kind in ONE_SIDED if kind in kinds), "programs"]
-    return "".join(_rendered(f"triton_one_sided_{part}.jinja") for part in parts)
+    return "".join(rendered(f"triton_one_sided_{part}.jinja") for part in parts)
 
 
 def rank_rows(*, by_expert: bool, by_token: bool) -> str:
@@ -107,71 +102,12 @@ def rank_rows(*, by_expert: bool, by_token: bool) -> str:
     runs, experts = "token_runs(experts.contiguous(), layout.pieces, layout.local)", "experts.contiguous()"
     if by_expert:
         runs = f"{runs} if isinstance(layout, ByToken) else {experts}" if by_token else experts
-    return _rendered("triton_layout.jinja", by_token=by_token, runs=runs)
+    return rendered("triton_layout.jinja", by_token=by_token, runs=runs)
 
 
 def tiles() -> str:
     """What every `expert_gemm` needs, once."""
-    return _rendered("triton_tiles.jinja") + _rendered("triton_ends_at.jinja")
-
-
-def expert_gemm(name: str, attrs: ActAttrs | None = None, cuts: Cuts | None = None) -> str:
-    """`name(rows, weight, ends, out, programs=0, tile=None, expected=0)`: each expert on its rows, then the gated
-    activation of `attrs`, cut as `cuts` say."""
-    weights = "weight.load([expert, column, deep])"
-    out_columns, stored = "COLUMNS", "COLUMNS // 2"
-    epilogue = [
-        "# In two halves: the room that a whole tile would take is worth one more load under way.",
-        "left, right = tl.split(tl.permute(total.reshape(ROWS, 2, STORED), (0, 2, 1)))",
-    ]
-    stores = [("left", "column"), ("right", "column + STORED")]
-    doc = "The rows of each expert times its weight, summed in fp32."
-    wide = "out"
-    describe = ["shape, block = [experts, wide, deep], [1, tile.columns, tile.depth]"]
-    if attrs:
-        out_columns, stored = "COLUMNS // 2", "OUT_COLUMNS"
-        weights = "weight.load([2 * expert, column, deep])"
-        epilogue = [
-            "# A row of the tile is in one warp, gate and up of a column in one thread: this moves nothing.",
-            "gate, up = tl.split(tl.permute(total.reshape(ROWS, 2, OUT_COLUMNS), (0, 2, 1)))",
-            *activation_lines(attrs),
-        ]
-        stores = [("result", "column")]
-        doc = f"The rows of each expert times its weight, and {attrs.fn} of the fp32 sums, in one launch."
-        wide = "2 * out"
-        describe = [
-            "# Gate and up of an expert are a dimension of their own, so that one load takes rows of both.",
-            "shape, block = [2 * experts, wide // 2, deep], [2, tile.columns // 2, tile.depth]",
-        ]
-        if attrs.interleaved:
-            weights = "weight.load([expert, 2 * column, deep])"
-            epilogue = ["gate, up = tl.split(total.reshape(ROWS, OUT_COLUMNS, 2))", *activation_lines(attrs)]
-            describe = ["shape, block = [experts, wide, deep], [1, tile.columns, tile.depth]"]
-    return _rendered(
-        "triton_expert_gemm.jinja",
-        name=name,
-        weights=weights,
-        out_columns=out_columns,
-        stored=stored,
-        epilogue=epilogue,
-        stores=stores,
-        doc=doc,
-        wide=wide,
-        describe=describe,
-        table=f"{name.upper()}_TILES",
-        cuts=_cut_lines(cuts or {(1, 1): DEFAULT}),
-    )
-
-
-def _cut_lines(cuts: Cuts) -> list[str]:
-    lines = []
-    for shape, steps in cuts.items():
-        entries = [f"{rows}: {tile}" for rows, tile in steps.items()]
-        flat = f"    {shape}: {{{', '.join(entries)}}},"
-        lines += (
-            [flat] if len(flat) <= WIDTH else [f"    {shape}: {{", *(f"        {each}," for each in entries), "    },"]
-        )
-    return lines
+    return rendered("triton_tiles.jinja") + rendered("triton_ends_at.jinja")
 
 
 def _clamped(name: str, limit: float) -> str:
@@ -195,7 +131,7 @@ _UNGATED = {
 }
 
 
-def _rendered(template: str, **facts: object) -> str:
+def rendered(template: str, **facts: object) -> str:
     environment = Environment(
         undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )

@@ -9,6 +9,7 @@ from functools import cached_property
 from epsc.codegen import triton_kernels
 from epsc.codegen.gemms import Gemms, choice_text, devices_of
 from epsc.codegen.names import Names
+from epsc.codegen.triton_expert_gemm import expert_gemm
 from epsc.ir.attrs import ActAttrs, RouteAttrs, RowsAttrs
 from epsc.ir.dims import Axis
 from epsc.ir.graph import Node
@@ -112,7 +113,10 @@ class Variants:
         persistent = bool(gemms.products)
         if persistent:
             texts.append(triton_kernels.tiles())
-            texts += [triton_kernels.expert_gemm(name, act, gemms.cuts(name)) for name, act in gemms.products.items()]
+            texts += [
+                expert_gemm(name, act, gemms.cuts(name), bias=gemms.with_bias, turned=gemms.turned)
+                for name, act in gemms.products.items()
+            ]
         sums = persistent or one_sided or ranked or bool(self.routers)
         return "".join([triton_kernels.head(descriptors=persistent, sums=sums), *texts]) if texts else ""
 

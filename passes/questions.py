@@ -20,10 +20,6 @@ def why_not_persistent(graph: Graph, node: Node) -> str:
     attrs = node.attrs
     assert isinstance(attrs, ExpertGemmAttrs)
     made = attrs.width if isinstance(attrs, ExpertGemmActAttrs) else attrs.out
-    if attrs.bias:
-        return "it adds no bias"
-    if attrs.transposed:
-        return "it reads weights as [out, in]"
     read = graph.types[node.ins[0]]
     if read.dtype is DType.FP32:
         return "its tensor cores take bf16 and fp16"

@@ -124,7 +124,7 @@ _EXPERT_GEMMS = (
     Impl(
         "persistent",
         "expert_gemm",
-        "one persistent Triton launch for all experts, over TMA; no bias, weights as [out, in]",
+        "one persistent Triton launch for all experts, over TMA",
         Needs(device="cuda", capability=(9, 0), dtypes=frozenset({DType.BF16, DType.FP16}), align=16),
         _GPU_SMS,
         Cost(Bound.FLOPS, 0.92, launches=2, triton=True),

@@ -153,17 +153,22 @@ PAIRS = PRODUCTS.replace(
     "swiglu(gemm(sent, gate_up, 2*16))", "swiglu(gemm(sent, gate_up, 2*16), limit=0.5, alpha=1.7, interleaved=true)"
 )
 
+# As GPT-OSS has them.
+BIASED = PAIRS.replace("2*16)", "2*16, bias=true, transposed=true)").replace("24), r", "24, bias=true), r")
+
 
 @pytest.mark.parametrize(
     ("text", "schedule", "kind"),
     [
         (PRODUCTS, "whole", "expert_gemm_act"),
         (PAIRS, "whole", "expert_gemm_act"),
+        (BIASED, "whole", "expert_gemm_act"),
+        (BIASED, "apart", "activation"),
         (PRODUCTS, "cut", "expert_gemm_act"),
         (PRODUCTS, "apart", "activation"),
         (PRODUCTS, "by_load", "expert_gemm_act"),
     ],
-    ids=["halves", "pairs", "cut", "apart", "by_load"],
+    ids=["halves", "pairs", "biased", "biased, apart", "cut", "apart", "by_load"],
 )
 def test_persistent_products_agree_with_the_oracle(
     text: str, schedule: str, kind: str, interpreted: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -200,9 +205,9 @@ def test_products_are_cut_as_the_profile_of_the_cluster_says() -> None:
 
 
 def test_what_the_persistent_kernel_cannot_do_is_refused() -> None:
-    biased = PRODUCTS.replace("gemm(sent, gate_up, 2*16)", "gemm(sent, gate_up, 2*16, bias=true)")
-    with pytest.raises(EpsError, match=r"cannot run `gate_up`: it adds no bias"):
-        plan(understand(Source("products.eps", biased)), "whole")
+    exact = PRODUCTS.replace("bf16", "fp32")
+    with pytest.raises(EpsError, match=r"cannot run `gate_up`: its tensor cores take bf16 and fp16"):
+        plan(understand(Source("products.eps", exact)), "whole")
     assert plan(understand(Source("products.eps", PRODUCTS))).schedule.step["down"].impl.names == ("persistent",)
 
 
@@ -217,7 +222,7 @@ def test_programs_take_the_persistent_kernel_only_where_it_can_run() -> None:
         }.items()
     }
     joined = {name for name, p in made.items() if p.schedule.graph.node["h"].kind == "expert_gemm_act"}
-    assert joined == {"plain"}
+    assert joined == {"plain", "biased"}
     assert str(made["plain"].schedule.step["h"].impl) == "persistent when device == cuda else grouped"
     for name in made.keys() - joined:
         assert "persistent" not in made[name].schedule.step["gate_up"].impl.names

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from epsc.codegen.triton_kernels import expert_gemm, tiles
+from epsc.codegen.triton_expert_gemm import expert_gemm
+from epsc.codegen.triton_kernels import tiles
 from epsc.interpret.arithmetic import activation
 from epsc.ir.attrs import Act, ActAttrs
 from epsc.machine.tiles import Tile
@@ -104,6 +105,28 @@ def test_activation_in_the_epilogue(load: Load, counts: list[int], attrs: ActAtt
     wanted = activation(attrs, right(rows, weight, counts)).to(rows.dtype)
     torch.testing.assert_close(out[: sum(counts)], wanted)
     assert out[sum(counts) :].isnan().all()
+
+
+@pytest.mark.parametrize("low", [0, 8])
+@pytest.mark.parametrize(
+    "attrs", [None, SWIGLU, ActAttrs(Act.SWIGLU, 7.0, 1.702, 1.0, interleaved=True)], ids=["plain", "swiglu", "pairs"]
+)
+def test_biases_and_weights_that_lie_the_other_way(load: Load, attrs: ActAttrs | None, low: int) -> None:
+    """Each or both, by one kernel; an output as wide as no number of tiles."""
+    kernels = load(tiles() + expert_gemm("gemm", attrs, bias=True, turned=True))
+    counts, wide = [5, 0, 40, 9], 2 * 40
+    rows, weight, ends = problem(counts, wide, 24, torch.bfloat16)
+    bias = torch.randn(len(counts), wide).to(rows.dtype)
+    plain = right(rows, weight, counts)
+    added = plain + bias.float().repeat_interleave(torch.tensor(counts), 0)
+    lying = weight.mT.contiguous().mT
+    tile = Tile(16, 32, 16, 4, 1, 2, low)
+    for given, own, wanted in ((weight, bias, added), (lying, bias, added), (lying, None, plain)):
+        out = torch.full((len(rows), 40 if attrs else wide), torch.nan, dtype=rows.dtype)
+        kernels.gemm(rows, given, ends, out, 2, tile, bias=own)
+        made = activation(attrs, wanted) if attrs else wanted
+        torch.testing.assert_close(out[: sum(counts)], made.to(rows.dtype))
+        assert out[sum(counts) :].isnan().all()
 
 
 @pytest.mark.parametrize("low", [0, 8])
