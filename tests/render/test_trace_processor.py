@@ -110,8 +110,12 @@ def test_what_a_program_traced(load: Loaded, tmp_path: Path) -> None:
     text = path.read_text()
     found = load(json.loads(text))
     assert found.query(FAULTS) == []
+    lane = {step.key: step.lane for step in made.schedule.steps}
+    waits = sorted((w.step, s.key) for s in made.schedule.steps for w in s.waits if lane[w.step] != s.lane)
     for rank in (0, 1):
-        assert in_order(found, f"rank {rank}") == issued(made.schedule)
+        name = f"rank {rank}"
+        assert in_order(found, name) == issued(made.schedule)
+        assert sorted((a, b) for at, to, a, b, _, _ in found.query(FLOWS) if at == to == name) == waits
     timeline = simulate(made.schedule, made.layer.cluster, 33)
     both = load(perfetto(made.schedule, timeline, measured("trace.json", text, made.schedule)))
     assert both.query(FAULTS) == []
@@ -124,4 +128,26 @@ def test_what_a_program_traced(load: Loaded, tmp_path: Path) -> None:
         if made.schedule.node(step).kind == "all2all"
     ]
     run = measured("trace.json", text, made.schedule)
-    assert run.residual is not None and max(apart) <= run.residual * 1e9 + 2, "clocks are apart as far as it says"
+    clocks = json.loads(text)["otherData"]["clocks"]
+    assert run.residual is not None and f"up to {run.residual * 1e6:.1f} us" in clocks, "the program says the same"
+    assert max(apart) <= run.residual * 1e9 + 2, "clocks are apart as far as it says"
+
+
+@pytest.mark.distributed
+@pytest.mark.timeout(LIMIT + 60)
+def test_signals_that_a_program_traced(load: Loaded, tmp_path: Path) -> None:
+    made = planned("tiny", "put", ep="2")
+    (tmp_path / "program.py").write_text(program_of(made).text, encoding="utf-8")
+    path = tmp_path / "trace.json"
+    done = start(2, tmp_path / "program.py", "--trace", str(path), "--tokens", "33,7", "--timeout", "60")
+    assert done.returncode == 0, done.stderr[-3000:]
+    data = json.loads(path.read_text())
+    found = load(data)
+    assert found.query(FAULTS) == [] and "its own start" in data["otherData"]["clocks"]
+    names = ("rank 0", "rank 1")
+    for name in names:
+        assert in_order(found, name) == issued(made.schedule)
+    signals = [(wait.step, step.key) for step in made.schedule.steps for wait in step.waits if wait.everywhere]
+    flows = [(at, there, a, b) for at, there, a, b, _, _ in found.query(FLOWS)]
+    wanted = [(at, there, a, b) for a, b in signals for at in names for there in names]
+    assert signals and set(wanted) <= set(flows), "from every rank to every rank"
