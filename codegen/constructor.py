@@ -91,6 +91,8 @@ def _layout(regions: Regions, scope: Scope, dispatch: str) -> list[str]:
         args.append(f"first={attrs.first}")
     if regions.stays(dispatch):
         cls, args = "Local", [*args, "self.rank"]
+    elif regions.schedule.mesh_of("etp").size("etp") > 1:
+        args.append(regions.place("etp"))
     return call(f"self.{scope.layouts[dispatch]} = {cls}", args, "", 8)
 
 

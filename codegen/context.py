@@ -23,6 +23,7 @@ from epsc.ir.attrs import ActAttrs, CallAttrs, ExpertGemmActAttrs, RouteAttrs
 from epsc.ir.dims import Axis, DType, Tensor
 from epsc.ir.graph import Graph
 from epsc.ir.schedule import Schedule
+from epsc.ir.shards import whole
 from epsc.machine.device import Device
 
 
@@ -62,6 +63,7 @@ def context(
         "ep": schedule.ep,
         "meshes": schedule.meshes,
         "all_ranks": schedule.ranks,
+        "etp": schedule.mesh_of("etp").size("etp"),
         "world": "RANKS" if schedule.meshes else "EP",
         "ranks": "1 rank" if schedule.ranks == 1 else f"{schedule.ranks} ranks",
         "load": load,
@@ -226,7 +228,7 @@ def _expect(name: str, type: Tensor, base: DType) -> list[str]:
 def _reference(
     graph: Graph, file_names: Names, functions: dict[object, str], routers: dict[RouteAttrs, str]
 ) -> dict[str, Any]:
-    reference = Reference(graph, Names((*REFERENCE, *file_names.used)), functions, routers)
+    reference = Reference(whole(graph), Names((*REFERENCE, *file_names.used)), functions, routers)
     parameters = [*(f"{name}: Tensor" for name in reference.parameters()), "raw: Raw", "dtype: torch.dtype"]
     call_args = ["*(x.float() if x.is_floating_point() else x for x in given)", "raw", "layer.dtype"]
     if given_modules(graph):

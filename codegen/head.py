@@ -87,6 +87,8 @@ def weight_lines(schedule: Schedule, attributes: dict[str, str]) -> list[str]:
         args: list[Arg] = [string(attributes[param.name]), repr(shape), repr(scales[param.name])]
         if param.sharded:
             args.append("sharded=True")
+        if param.etp > 1:
+            args.append(f"cut=({param.dim}, {param.parts})")
         if param.type.dtype is not base:
             args.append(f"dtype={TORCH_DTYPES[param.type.dtype]}")
         lines += call(f"{string(param.name)}: Weight", args, ",", 4)
@@ -97,7 +99,7 @@ def declared_lines(schedule: Schedule, attributes: dict[str, str]) -> list[str]:
     """The weights as attributes of the class, with the shapes that one rank holds."""
     lines = []
     for param in schedule.graph.params:
-        first, *rest = (dim.scale for dim in param.type.shape)
+        first, *rest = (dim.scale for dim in param.local.shape)
         shape = [first // schedule.ep if param.sharded else first, *rest]
         whose = f" of {first} experts" if param.sharded else ""
         lines.append(f"{attributes[param.name]}: Tensor  # {shape}{whose}")

@@ -107,7 +107,7 @@ class Memory:
             node = self.schedule.node(step)
             if node.info.role is Role.HOST:
                 d = self.regions.dispatch(node)
-                found[f"rows({d})"] = found[f"sends({d})"] = i + 1
+                found[f"rows({d})"] = found[f"sends({d})"] = found[f"gets({d})"] = i + 1
         return found
 
     def _size(self, storage: Storage) -> str:

@@ -89,9 +89,27 @@ class Ops:
         return {
             "out": self.regions.variable(at.node.outs[0]),
             "counts": self.regions.variable(at.node.ins[0]),
-            "layout": self._layout_of(at.node),
+            **self._fetched(at),
             **self._transfer(at.step),
         }
+
+    def _fetched(self, at: At) -> Op:
+        """What starts to copy counts to the host: behind the last exchange of them."""
+        if any(user.kind == "gather_counts" for user in self.schedule.graph.users[at.node.outs[0]]):
+            return {}
+        leaving = f"{self.regions.dispatch(at.node)}.layout.counts"
+        return {"layout": self._layout_of(at.node), "leaving": self.regions.variable(leaving)}
+
+    def _gather_counts(self, at: At) -> Op:
+        out, counts = (self.regions.variable(value) for value in (at.node.outs[0], at.node.ins[0]))
+        return {"out": out, "counts": counts, **self._fetched(at), **self._transfer(at.step)}
+
+    def _rows_of_ranks(self, at: At) -> Op:
+        """Rows to all ranks that share an expert, or sums back."""
+        kind = "all_gather" if at.node.kind == "all_gather_rows" else "reduce_scatter"
+        out = self.regions.write(at.step, at.step.writes[0]).expr
+        rows = self.regions.read(at.step, at.step.reads[0])
+        return {"function": f"self.transport.{kind}", "args": (out, rows, "part.shares", string(at.step.comm))}
 
     def _sizes(self, at: At) -> Op:
         return {
@@ -355,6 +373,9 @@ _OPS: dict[str, Callable[[Ops, At], Op]] = {
     "own_rows": Ops._own_rows,
     "pick_rows": Ops._pick_rows,
     "place_rows": Ops._place_rows,
+    "gather_counts": Ops._gather_counts,
+    "all_gather_rows": Ops._rows_of_ranks,
+    "reduce_scatter_rows": Ops._rows_of_ranks,
     "all_reduce": Ops._collective,
     "split_tokens": Ops._split_tokens,
     "all_gather": Ops._shares,

@@ -24,9 +24,12 @@ _SAME = frozenset(
     [
         *("all2all", "regroup", "ungroup", "unpermute", "tell", "put_rows", "copy_rows", "put_back"),
         *("place_rows", "all_reduce", "split_tokens", "all_gather", "reduce_scatter"),
+        *("all_gather_rows", "reduce_scatter_rows"),
     ]
 )
-_NOTHING = frozenset(["layout", "exchange", "sizes", "arrange", "count", "locate", "aim", "fetch", "own_rows"])
+_NOTHING = frozenset(
+    ["layout", "exchange", "sizes", "arrange", "count", "locate", "aim", "fetch", "own_rows", "gather_counts"]
+)
 
 
 class Reference:

@@ -14,7 +14,10 @@ from epsc.ir.graph import Graph, Node
 from epsc.ir.schedule import Buffer, Layout, Ref, Schedule, Step
 
 _OF_DISPATCH = frozenset(
-    ["exchange", "sizes", "arrange", "permute", "all2all", "ungroup", "regroup", "fetch", "own_rows", "pick_rows"]
+    {
+        *("exchange", "sizes", "arrange", "permute", "all2all", "ungroup", "regroup"),
+        *("fetch", "own_rows", "pick_rows", "gather_counts", "all_gather_rows", "reduce_scatter_rows"),
+    }
 )
 """Kinds that belong to the dispatch whose layout they read."""
 
@@ -172,6 +175,8 @@ class Regions:
         dim = self.graph.types[value].shape[0]
         if dim.symbol.startswith("rows("):
             return f"{part}.arrive"
+        if dim.symbol.startswith("gets("):
+            return f"{part}.own"
         if cut.axis is Axis.TOKENS:
             return self.tokens(cut, dim.scale, dim.symbol)
         return f"{part}.leave"
@@ -190,6 +195,8 @@ class Regions:
             return self.length(f"{part}.leave")
         if dim.symbol.startswith("sends("):
             return self.length(f"{part}.leave") if cut else self.leaving(_dispatch_in(dim.symbol))
+        if dim.symbol.startswith("gets("):
+            return self.length(f"{part}.own") if cut else f"{self.sizes(_dispatch_in(dim.symbol))}.own"
         return f"{part}.rows" if cut else self.arrived(_dispatch_in(dim.symbol))
 
     def arrived(self, dispatch: str) -> str:

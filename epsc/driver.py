@@ -15,7 +15,7 @@ from epsc.ir.graph import Graph
 from epsc.ir.schedule import Schedule
 from epsc.ir.source import Source
 from epsc.ir.spec import ScheduleDecl, Spec
-from epsc.machine.cluster import Cluster
+from epsc.machine.cluster import Cluster, Mesh
 from epsc.passes.asks import asks_of
 from epsc.passes.build import Draft, draft
 from epsc.passes.numbers import MOST, Numbers, cluster_settings, load_of
@@ -128,7 +128,8 @@ def _read(source: Source, options: Options, faults: Faults, schedules: bool = Fa
     faults.diagnostics += found.diagnostics
     numbers = Numbers(spec, faults, options.defines, options.preset)
     cluster = _cluster(spec, numbers, options, faults)
-    made = draft(spec, numbers, options.layer, cluster.mesh.ep if cluster else 1, faults)
+    mesh = cluster.mesh if cluster else Mesh()
+    made = draft(spec, numbers, options.layer, mesh.ep, faults, mesh.etp)
     load = load_of(spec, numbers)
     if made is None or not made.whole or cluster is None:
         # What the text lost where it could not be read may be what a schedule names.
@@ -183,8 +184,6 @@ def _cluster(spec: Spec, numbers: Numbers, options: Options, faults: Faults) -> 
         return None
     if isinstance(sms := settings.get("sms"), int):
         cluster = replace(cluster, device=replace(cluster.device, sms=sms, base=cluster.device))
-    if cluster.mesh.etp > 1:
-        faults.add("mesh", "no pass lowers etp yet: set it to 1", decl.span if decl else None)
     return cluster
 
 

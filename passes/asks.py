@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from epsc.ir.attrs import RowsAttrs
+from epsc.ir.dims import TOKENS, is_tokens
 from epsc.ir.errors import Faults, Note, did_you_mean
 from epsc.ir.graph import Graph, Node
 from epsc.ir.source import Span
@@ -102,12 +103,27 @@ def _found(decl: ScheduleDecl, said: Graph, vague: frozenset[str], faults: Fault
                     wants[node.name] = directive
     for node in moves:
         _check_rows(node, transports.get(node.name), wants.get(node.name), faults)
+    for node in moves:
+        if node.name in transports and _meshed(said, node):
+            faults.add(
+                "one-sided-meshes",
+                f"`{node.origin}` cannot travel one-sided: that is among ranks with tokens and experts of their own",
+                transports[node.name].span,
+                help="leave out the `use`, or `etp` and `split_tokens`",
+            )
     for name, homes in _homes(said).items():
         _check_pair(said.node[name], homes, transports, faults)
     for directive in decl.directives:
         if isinstance(directive, Reserve | Split):
             _check_directive(directive, said, moves, transports, faults)
     return _Found(transports, wants)
+
+
+def _meshed(said: Graph, node: Node) -> bool:
+    """Whether ranks share experts or tokens of a dispatch or combine."""
+    counts = [said.types[value].shape[0] for value in node.ins]
+    shares = any(is_tokens(count.symbol) and count != TOKENS for count in counts)
+    return shares or (isinstance(node.attrs, RowsAttrs) and node.attrs.etp > 1)
 
 
 def _check_kind(

@@ -47,6 +47,8 @@ class Rows:
     """Of routed rows: which of the route's experts they are for."""
     partial: str = ""
     """The mesh axis over whose ranks these are parts of a sum."""
+    shard: str = ""
+    """Of rows whose experts ranks share: `columns`, each rank has its own, or `sum`, each rank has a part of a sum."""
 
 
 Bound = Route | Rows | Ids | None

@@ -14,8 +14,11 @@ from epsc.passes.wishes import Context
 from epsc.proof.happens import Happens
 
 # Rows that an index addresses from the start of the whole value, so that the value must be in one piece.
-_WHOLE_READS = ("regroup", "unpermute", "unpermute_sum", "all2all", "pick_rows", "place_rows")
-_WHOLE_WRITES = ("permute", "ungroup", "all2all")
+_WHOLE_READS = (
+    *("regroup", "unpermute", "unpermute_sum", "all2all", "pick_rows", "place_rows"),
+    *("all_gather_rows", "reduce_scatter_rows"),
+)
+_WHOLE_WRITES = ("permute", "ungroup", "all2all", "all_gather_rows", "reduce_scatter_rows")
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ def _rows_known(schedule: Schedule) -> dict[str, int]:
     """For each `rows(d)` and `sends(d)`: the position of the step after which the host knows it."""
     return {
         f"{counted}({step.node.removesuffix('.sizes')})": i
-        for counted in ("rows", "sends")
+        for counted in ("rows", "sends", "gets")
         for i, step in enumerate(schedule.steps)
         if schedule.graph.node[step.node].kind == "sizes"
     }

@@ -42,10 +42,10 @@ def build(spec: Spec, numbers: Numbers, layer: str | None, ep: int, faults: Faul
     return made.graph if made and made.whole else None
 
 
-def draft(spec: Spec, numbers: Numbers, layer: str | None, ep: int, faults: Faults) -> Draft | None:
+def draft(spec: Spec, numbers: Numbers, layer: str | None, ep: int, faults: Faults, etp: int = 1) -> Draft | None:
     """One layer (the last of the file unless named), as far as it can be built; None when there is none.
 
-    `ep` is the number of ranks that share the experts; experts must be divisible by it.
+    `ep` is the number of ranks that share the experts; experts must be divisible by it. `etp` ranks share each expert.
     """
     layers = {decl.name: decl for decl in spec.layers}
     if not layers:
@@ -57,14 +57,14 @@ def draft(spec: Spec, numbers: Numbers, layer: str | None, ep: int, faults: Faul
         faults.add("unknown-name", f"there is no layer `{layer}`", help=did_you_mean(layer, layers))
         return None
     decl = layers[layer] if layer else spec.layers[-1]
-    return _Builder(layers, numbers, ep, faults).draft(decl)
+    return _Builder(layers, numbers, ep, faults, etp).draft(decl)
 
 
 class _Builder(Collectives, Calls):
     """Layers, their statements, and expressions over them."""
 
-    def __init__(self, layers: Mapping[str, LayerDecl], numbers: Numbers, ep: int, faults: Faults) -> None:
-        super().__init__(numbers, ep, faults)
+    def __init__(self, layers: Mapping[str, LayerDecl], numbers: Numbers, ep: int, faults: Faults, etp: int) -> None:
+        super().__init__(numbers, ep, faults, etp)
         self.layers = layers
         self.active: list[str] = []
         self.vague: set[str] = set()
@@ -97,6 +97,7 @@ class _Builder(Collectives, Calls):
         if args and isinstance(args[0], Rows):
             self.dtype = args[0].type.dtype
         result = self._layer(decl, args, "")
+        self._side_by_side()
         if not decl.args or any(arg.name not in self.routings for arg in decl.args[1:]):
             self.faults.add(
                 "bad-layer",

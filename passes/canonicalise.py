@@ -36,6 +36,9 @@ class Canonicalise:
                                     back.all2all  = all2all(back.ungroup)
                                     back.unpermute = unpermute(back.all2all) copies in token order
                                     back          = weighted_sum(copies, r.weights)
+        ranks share experts  -->    sent.counts   = gather_counts(exchange)  what comes to all of them
+                                    sent.gather   = all_gather_rows(sent.all2all)
+                                    back.scatter  = reduce_scatter_rows(back.ungroup)
         sent = select_local(x, r) -->  sent.layout = layout(r.experts)        copies of all tokens, by expert
                                     sent.fetch    = fetch(counts)            the host learns the counts
                                     sent.sizes    = sizes(counts)
@@ -102,25 +105,32 @@ def _dispatch(node: Node, types: dict[str, Tensor]) -> list[Node]:
         types.update({f"{name}{out}": tensor for out, tensor in outs.items()})
         return replace(node, name=name, kind=kind, ins=ins, outs=tuple(f"{name}{out}" for out in outs), attrs=of)
 
-    return [
+    together = replace(transfer, mesh="etp")
+    shared = attrs.etp > 1
+    gets = Tensor(row_type.dtype, (Dim(1, f"gets({d})"), row_type.shape[1])) if shared else row_type
+    arriving = f"{d}.counts" if shared else f"{d}.exchange"
+    made = [
         op(".layout", "layout", (experts,), {".order": copies, ".place": copies, ".counts": counts}),
         op(".exchange", "exchange", (f"{d}.layout.counts",), {"": counts}, transfer),
+        op(".counts", "gather_counts", (f"{d}.exchange",), {"": counts}, together),
         op(".permute", "permute", (x, f"{d}.layout.order"), {"": send_type}),
         op(
             ".sizes",
             "sizes",
-            (f"{d}.layout.counts", f"{d}.exchange"),
+            (f"{d}.layout.counts", arriving),
             {"": Tensor(DType.INT64, (Dim(2 * attrs.experts),))},
         ),
-        op(".all2all", "all2all", (f"{d}.permute", f"{d}.sizes"), {"": row_type}, transfer),
+        op(".all2all", "all2all", (f"{d}.permute", f"{d}.sizes"), {"": gets}, transfer),
+        op(".gather", "all_gather_rows", (f"{d}.all2all", f"{d}.sizes"), {"": row_type}, together),
         op(
             ".arrange",
             "arrange",
-            (f"{d}.exchange", f"{d}.sizes"),
+            (arriving, f"{d}.sizes"),
             {".index": Tensor(DType.INT64, (rows(d),)), ".ends": Tensor(DType.INT32, (Dim(attrs.experts),))},
         ),
-        op("", "regroup", (f"{d}.all2all", f"{d}.arrange.index"), {"": row_type}),
+        op("", "regroup", (f"{d}.gather" if shared else f"{d}.all2all", f"{d}.arrange.index"), {"": row_type}),
     ]
+    return made if shared else [node for node in made if node.kind not in ("gather_counts", "all_gather_rows")]
 
 
 def _combine(node: Node, types: dict[str, Tensor]) -> list[Node]:
@@ -131,18 +141,23 @@ def _combine(node: Node, types: dict[str, Tensor]) -> list[Node]:
     copies = Tensor(types[h].dtype, (types[weights].shape[0].times(attrs.top_k), types[h].shape[1]))
     home = Tensor(copies.dtype, (sends(d), copies.shape[1])) if attrs.selective else copies
     types.update({f"{c}.ungroup": types[h], f"{c}.all2all": home, f"{c}.unpermute": copies})
+    transfer = TransferAttrs(Direction.COMBINE, attrs.experts, attrs.top_k)
+    sums: list[Node] = []
+    back = f"{c}.ungroup"
+    if attrs.etp > 1:
+        back = f"{c}.scatter"
+        types[back] = Tensor(types[h].dtype, (Dim(1, f"gets({d})"), types[h].shape[1]))
+        ins = (f"{c}.ungroup", f"{d}.sizes")
+        together = replace(transfer, mesh="etp")
+        sums = [replace(node, name=back, kind="reduce_scatter_rows", ins=ins, outs=(back,), attrs=together)]
 
     def op(suffix: str, kind: str, ins: tuple[str, ...], of: Attrs = attrs) -> Node:
         return replace(node, name=f"{c}{suffix}", kind=kind, ins=ins, outs=(f"{c}{suffix}",), attrs=of)
 
     return [
         op(".ungroup", "ungroup", (h, f"{d}.arrange.index")),
-        op(
-            ".all2all",
-            "all2all",
-            (f"{c}.ungroup", f"{d}.sizes"),
-            TransferAttrs(Direction.COMBINE, attrs.experts, attrs.top_k),
-        ),
+        *sums,
+        op(".all2all", "all2all", (back, f"{d}.sizes"), transfer),
         op(".unpermute", "unpermute", (f"{c}.all2all", f"{d}.layout.place")),
         op("", "weighted_sum", (f"{c}.unpermute", weights)),
     ]

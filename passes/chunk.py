@@ -78,6 +78,10 @@ class Chunk:
         return replace(schedule, stage=Stage.CUT, steps=tuple(steps), layouts=layouts)
 
 
+_MOVED = ("all2all", "all_gather_rows", "regroup", "ungroup", "reduce_scatter_rows")
+"""Kinds that need the rows of a chunk in one piece."""
+
+
 def _part(graph: Graph, value: str, cuts: Cuts) -> Cuts:
     """The region of `value` that a step with these cuts uses: indices and counts are used whole."""
     maker = graph.maker.get(value)
@@ -95,7 +99,7 @@ def _layouts(
             branches.setdefault(branch, []).append(node)
     layouts = []
     for dispatch, nodes in branches.items():
-        moved = [node for node in nodes if node.kind in ("all2all", "regroup", "ungroup")]
+        moved = [node for node in nodes if node.kind in _MOVED]
         if not moved:  # one-sided, or rows that stay: in one piece
             for node in nodes:
                 own = splits.get(node.name)
@@ -160,7 +164,7 @@ def _branch(graph: Graph, node: Node) -> str | None:
     """The dispatch whose routed rows this op works on; None for ops on tokens."""
     for value in (*node.outs, *node.ins):
         symbol = graph.types[value].shape[0].symbol if graph.types[value].shape else ""
-        if symbol.startswith("rows(") and is_row_op(node):
+        if symbol.startswith(("rows(", "gets(")) and is_row_op(node):
             return symbol[len("rows(") : -1]
     return None
 

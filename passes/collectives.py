@@ -27,6 +27,9 @@ class Collectives(Ops):
         if x.route:
             self.faults.add("bad-argument", "these rows are dispatched already", call.span)
             return None
+        if self.etp > 1:
+            self.faults.add("etp", "rows that stay cannot share experts", call.span, help="set etp to 1")
+            return None
         if x.type.shape[0] != TOKENS:
             self.faults.add("bad-argument", f"every rank of ep must have these tokens, not {x.type}", call.span)
             return None

@@ -95,7 +95,7 @@ def _unfit(graph: Graph, node: Node, impl: Impl, backend: str) -> str:
         return why
     if needs.align > 1 and read is not None:
         # Rows as they lie in memory: of what it reads, and of its weights, [.., out, in] or [.., in, out].
-        weights = [graph.param[name].type for name in node.params[:1]]
+        weights = [graph.param[name].local for name in node.params[:1]]
         for tensor in (read, *weights):
             width, size = tensor.shape[-1].scale, tensor.shape[-1].scale * tensor.dtype.bytes
             if size % needs.align:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from epsc.ir.attrs import Attrs
 from epsc.ir.dims import Dim, DType, Tensor
 from epsc.ir.errors import Faults, Note
@@ -18,9 +20,10 @@ MAX_NODES = 100_000
 class Nodes:
     """What has been built so far; names in it are unique."""
 
-    def __init__(self, numbers: Numbers, ep: int, faults: Faults) -> None:
+    def __init__(self, numbers: Numbers, ep: int, faults: Faults, etp: int = 1) -> None:
         self.numbers = numbers
         self.ep = ep
+        self.etp = etp
         self.faults = faults
         self.nodes: list[Node] = []
         self.types: dict[str, Tensor] = {}
@@ -72,11 +75,14 @@ class Nodes:
         scope: Scope,
         span: Span | None,
         shared: bool = False,
+        cut: int = 0,
     ) -> str:
         """The weight `name` of this scope, or of all scopes that share it; used twice it is one weight, and the shapes
         must agree."""
         full = name if shared else f"{scope.prefix}{name}"
         param = Param(full, Tensor(self.dtype, tuple(map(Dim, shape))), sharded)
+        if cut and self.etp > 1:  # the dimension that the ranks of an expert cut
+            param = replace(param, etp=self.etp, dim=cut)
         first = self.params.setdefault(full, param)
         unknown = sharded and first.sharded and ANY in (shape[0], first.type.shape[0].scale)
         if first != param and not (unknown and first.type.shape[1:] == param.type.shape[1:]):

@@ -21,11 +21,12 @@ from epsc.ir.dims import Dim, DType, Tensor, rows
 from epsc.ir.errors import did_you_mean
 from epsc.ir.source import Span
 from epsc.ir.spec import Binary, Call, Name
-from epsc.passes.arguments import USAGE, Arguments
+from epsc.passes.arguments import USAGE
 from epsc.passes.bound import ANY, Bound, Ids, Route, Rows, Scope
+from epsc.passes.shared import Shared
 
 
-class Ops(Arguments):
+class Ops(Shared):
     """The builtins."""
 
     def _elementwise(self, expr: Binary, kind: str, a: Bound, b: Bound, scope: Scope, want: str) -> Bound:
@@ -34,6 +35,8 @@ class Ops(Arguments):
         assert isinstance(a, Rows) and isinstance(b, Rows)
         if kind == "mul" and a.type.shape[-1] == Dim(1) != b.type.shape[-1]:
             a, b = b, a  # the one-column factor comes second, so that the result has the type of the first
+        if not self._alike(expr, kind, a, b):
+            return None
         fits = a.type.shape == b.type.shape or (
             kind == "mul" and b.type.shape[-1] == Dim(1) and a.type.shape[:-1] == b.type.shape[:-1]
         )
@@ -163,6 +166,10 @@ class Ops(Arguments):
         self._check_shared(attrs.experts, spans.get("experts", call.span) if spans else route.span)
         name = self._fresh(scope, want if want and want != "return" else "dispatch")
         tensor = Tensor(x.type.dtype, (rows(name), x.type.shape[1]))
+        if self.etp > 1 and attrs.selective:
+            message = "a dispatch of some of a token's copies goes to experts that no ranks share"
+            self.faults.add("etp", message, call.span, help="set etp to 1")
+        attrs = replace(attrs, etp=self.etp)
         self._emit(name, "dispatch", (x.name, route.experts), attrs, (tensor,), scope, call.span)
         return Rows(name, tensor, route, name, sent=attrs)
 
@@ -245,10 +252,19 @@ class Ops(Arguments):
                 help=f"write `{'scatter_rows' if kind == 'combine' else 'combine'}`",
             )
             return None
+        if self.etp > 1 and h.shard != "sum":
+            self.faults.add(
+                "etp",
+                f"ranks that share an expert must each make a part of a sum: `{kind}` needs what a second product made",
+                call.span,
+                help="one `gemm`, an activation, one `gemm`; or set etp to 1",
+            )
+            return None
         name = self._fresh(scope, want if want and want != "return" else kind)
         tensor = Tensor(h.type.dtype, (self.types[route.experts].shape[0], h.type.shape[1]))
         ins = (h.name, route.experts, route.weights)
-        self._emit(name, kind, ins, h.sent or _all_of(route), (tensor,), scope, call.span)
+        attrs = replace(h.sent or _all_of(route), etp=self.etp)
+        self._emit(name, kind, ins, attrs, (tensor,), scope, call.span)
         return Rows(name, tensor)
 
     def _gemm(self, call: Call, scope: Scope, want: str) -> Bound:
@@ -288,8 +304,10 @@ class Ops(Arguments):
         width = x.type.shape[-1].scale
         options = dict(options)
         shared = options.pop("shared", False)
-        shape = (width, out) if options.get("transposed") else (out, width)
         experts = ((x.sent or _all_of(x.route)).experts,) if x.route else ()
+        if experts and self.etp > 1:
+            return self._shared_gemm(name, x, weight, out, options, scope, span, origin, experts[0], shared)
+        shape = (width, out) if options.get("transposed") else (out, width)
         params = [self._param(weight, (*experts, *shape), bool(experts), scope, span, shared)]
         if options.get("bias"):
             params.append(self._param(f"{weight}.bias", (*experts, out), bool(experts), scope, span, shared))
@@ -312,6 +330,10 @@ class Ops(Arguments):
         self, name: str, x: Rows, attrs: ActAttrs, scope: Scope, span: Span | None, origin: str = ""
     ) -> Rows | None:
         width = x.type.shape[-1].scale
+        self._no_sum(x, attrs.fn, span)
+        if attrs.fn.gated and x.shard and width % 2:
+            self._uneven(width * self.etp // 2, span)
+            return None
         if attrs.fn.gated and width % 2:
             self.faults.add(
                 "shape-mismatch",

@@ -68,7 +68,7 @@ def at_experts(graph: Graph, node: Node) -> bool:
 def axes_of(graph: Graph, node: Node) -> frozenset[Axis]:
     """The axes along which this op can be cut: those of its kind that its result has."""
     rows = graph.types[node.outs[0]].shape[0]
-    at_home = not rows.symbol.startswith("rows(") and node.kind != "all2all"
+    at_home = not rows.symbol.startswith(("rows(", "gets(")) and node.kind != "all2all"
     without = {Axis.EXPERT_GROUP, Axis.PEER} if at_home else set()
     return KINDS[node.kind].axes - without
 

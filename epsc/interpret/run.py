@@ -10,6 +10,7 @@ from epsc.interpret import arithmetic, collectives, lowered, one_sided, said
 from epsc.interpret.shapes import Sizes, check_given, checked
 from epsc.ir.attrs import CallAttrs
 from epsc.ir.graph import Graph
+from epsc.ir.shards import whole
 
 
 def interpret(
@@ -32,6 +33,7 @@ def interpret(
     naming the op whose result is not what its type says.
     """
     graph.verify()
+    graph = whole(graph)
     sizes = Sizes()
     check_given(graph, inputs, weights, modules, sizes)
     values = {name: inputs[name] for name in graph.inputs}
@@ -78,6 +80,9 @@ _OPS: dict[str, Callable[..., object]] = {
     "own_rows": collectives.own_rows,
     "pick_rows": collectives.pick_rows,
     "place_rows": collectives.place_rows,
+    "gather_counts": lowered.exchange,
+    "all_gather_rows": lowered.all2all,
+    "reduce_scatter_rows": lowered.all2all,
     "all_reduce": collectives.same,
     "split_tokens": collectives.same,
     "all_gather": collectives.same,

@@ -76,6 +76,8 @@ class RowsAttrs:
     first: int = 0
     among: int = 0
     """0: it takes every copy."""
+    etp: int = field(default=1, kw_only=True)
+    """Ranks that share an expert, each of which gets the rows of all of them."""
 
     @property
     def selective(self) -> bool:

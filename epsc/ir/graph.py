@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from epsc.ir.attrs import Attrs
-from epsc.ir.dims import Tensor
+from epsc.ir.dims import Dim, Tensor
 from epsc.ir.errors import Diagnostic, EpsError, Faults
 from epsc.ir.kinds import KINDS, Kind
 from epsc.ir.source import Span
@@ -24,14 +24,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Param:
-    """A weight: global type (all experts), and how the program finds it. Expert weights are sharded over ep."""
+    """A weight: global type (all experts), and how the program finds it. Expert weights are sharded over ep, and where
+    ranks share an expert, its width over etp."""
 
     name: str
     type: Tensor
     sharded: bool = False
+    etp: int = 1
+    """Ranks that share an expert."""
+    dim: int = -1
+    """The dimension that they cut."""
+    parts: int = 1
+    """It holds so many things side by side, such as gate and up; each of them is cut."""
+
+    @property
+    def local(self) -> Tensor:
+        """What a rank holds of each expert, or of all if it is not cut."""
+        shape = list(self.type.shape)
+        shape[self.dim] = Dim(shape[self.dim].scale // self.etp)
+        return Tensor(self.type.dtype, tuple(shape))
 
     def __str__(self) -> str:
-        return f"param {self.name}: {self.type}{' sharded ep' if self.sharded else ''}"
+        cut = f", etp {self.etp} of {self.dim} by {self.parts}" if self.etp > 1 else ""
+        return f"param {self.name}: {self.type}{' sharded ep' if self.sharded else ''}{cut}"
 
 
 @dataclass(frozen=True)
@@ -132,8 +147,9 @@ class Graph:
         params: list[Param] = []
         nodes: list[Node] = []
         for line in lines[1:-1]:
-            if found := re.fullmatch(r"param (\S+): (.+?)( sharded ep)?", line):
-                params.append(Param(found[1], Tensor.parse(found[2]), bool(found[3])))
+            if found := re.fullmatch(r"param (\S+): (.+?)( sharded ep(?:, etp (\d+) of (-\d) by (\d+))?)?", line):
+                cut = tuple(map(int, found.groups()[3:])) if found[4] else ()
+                params.append(Param(found[1], Tensor.parse(found[2]), bool(found[3]), *cut))
                 continue
             found = re.fullmatch(r"(\S+) = (\w+)\((.*)\)(?: using (.*?))? of (.*?) : (.*)", line)
             if not found or found[2] not in KINDS:

@@ -96,25 +96,25 @@ def _one_sided(name: str, kind: str, doc: str, bound: Bound = Bound.LINK) -> Imp
     return Impl(name, kind, doc, Needs(), occupies, Cost(bound, 0.75, triton=True), kind)
 
 
-def _collectives(kind: str) -> tuple[Impl, Impl]:
+def _collectives(kind: str, bound: Bound = Bound.LINK) -> tuple[Impl, Impl]:
     """A collective of torch.distributed, by NCCL and by gloo."""
     return (
         Impl(
             "nccl",
             kind,
-            f"torch.distributed {kind} over NCCL",
+            f"{kind} over NCCL",
             Needs(device="cuda"),
             frozenset({Resource.SMS, Resource.INTRA_LINK}),
-            Cost(Bound.LINK, 0.65),
+            Cost(bound, 0.65),
             kind,
         ),
         Impl(
             "gloo",
             kind,
-            f"torch.distributed {kind} over gloo, on a thread of its own",
+            f"{kind} over gloo, on a thread of its own",
             Needs(device="cpu"),
             frozenset({Resource.INTRA_LINK}),
-            Cost(Bound.LINK, 0.8),
+            Cost(bound, 0.8),
             kind,
         ),
     )
@@ -207,6 +207,9 @@ IMPLS: tuple[Impl, ...] = (
         Cost(Bound.LATENCY, 1.0),
         "exchange",
     ),
+    *_collectives("all_gather_rows"),
+    *_collectives("reduce_scatter_rows"),
+    *_collectives("gather_counts", Bound.LATENCY),
     *_collectives("all_reduce"),
     *_collectives("all_gather"),
     *_collectives("reduce_scatter"),

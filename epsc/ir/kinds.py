@@ -223,6 +223,26 @@ KINDS: dict[str, Kind] = _table(
         CollectiveAttrs,
         moves_rows=True,
     ),
+    # --- ranks share an expert: each of them gets the rows of all, and makes a part of the sum
+    Kind(
+        "gather_counts", "counts of rows that come -> those of all ranks of etp", Role.TRANSFER, TransferAttrs, _BATCH
+    ),
+    Kind(
+        "all_gather_rows",
+        "received rows[gets(d), hidden], sizes -> rows[rows(d), hidden] of all ranks of etp, by rank, by source rank",
+        Role.TRANSFER,
+        TransferAttrs,
+        _ROWWISE,
+        moves_rows=True,
+    ),
+    Kind(
+        "reduce_scatter_rows",
+        "rows[rows(d), hidden], a part of a sum on each rank of etp, sizes -> rows[gets(d), hidden]: its own, summed",
+        Role.TRANSFER,
+        TransferAttrs,
+        _ROWWISE,
+        moves_rows=True,
+    ),
     Kind(
         "split_tokens",
         "x[tokens, hidden], the same on all ranks of a mesh axis -> y[tokens(axis), hidden], this rank's share",

@@ -55,10 +55,12 @@ def count(dim: Dim, schedule: Schedule, node: Node, load: int) -> float:
     if dim.symbol.startswith("tokens("):
         axis = dim.symbol[len("tokens(") : -1]
         whole /= schedule.mesh_of(axis).size(axis)
-    if dim.symbol.startswith(("rows(", "sends(")):
+    if dim.symbol.startswith(("rows(", "gets(", "sends(")):
         dispatch = schedule.graph.node[dim.symbol.partition("(")[2][:-1]]
         if isinstance(dispatch.attrs, RowsAttrs | TransferAttrs | RouteAttrs):
             whole *= dispatch.attrs.top_k * (dispatch.attrs.share if isinstance(dispatch.attrs, RowsAttrs) else 1)
+        if isinstance(dispatch.attrs, RowsAttrs) and dim.symbol.startswith("rows("):
+            whole *= dispatch.attrs.etp
         if dispatch.kind == "pick_rows":  # of tokens that all ranks have
             whole /= schedule.ep
         node = dispatch

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from epsc.ir.attrs import CallAttrs
+from epsc.ir.attrs import CallAttrs, CollectiveAttrs, TransferAttrs
 from epsc.ir.impls import Bound, Impl, Resource
 from epsc.ir.kinds import Role
 from epsc.ir.schedule import Schedule, Step
@@ -75,9 +75,9 @@ def coordinates(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, do
         at["element"] = region(step.writes[0], schedule).dtype.bytes
     info = schedule.node(step).info
     if info.role is Role.TRANSFER:
-        near = min(cluster.node_ranks, schedule.ep)
-        outside = done.link_bytes * (schedule.ep - near) / max(1, schedule.ep - 1)
-        at |= {"mb": done.link_bytes / 1e6, "outside": outside / 1e6, "ranks": schedule.ep}
+        near, ranks = group(schedule, step, cluster)
+        outside = done.link_bytes * (ranks - near) / max(1, ranks - 1)
+        at |= {"mb": done.link_bytes / 1e6, "outside": outside / 1e6, "ranks": ranks}
         if info.one_sided and Resource.SMS in impl.occupies:
             at["moved"] = done.hbm_bytes / 1e6
         return at
@@ -88,6 +88,15 @@ def coordinates(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, do
         experts = (group_experts(step, schedule) or 1) * done.chosen
         at |= {"experts": experts, "rows": done.rows / experts, "out": made[0], "in": made[1]}
     return at
+
+
+def group(schedule: Schedule, step: Step, cluster: Cluster) -> tuple[int, int]:
+    """How many ranks a transfer is among: those of a node, and all."""
+    attrs = schedule.node(step).attrs
+    assert isinstance(attrs, TransferAttrs | CollectiveAttrs)
+    mesh = schedule.mesh_of(attrs.mesh)
+    ranks = mesh.size(attrs.mesh)
+    return max(1, min(ranks, cluster.node_ranks // mesh.stride(attrs.mesh))), ranks
 
 
 def besides_bytes(done: Work) -> float:

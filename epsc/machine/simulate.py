@@ -44,7 +44,7 @@ from epsc.ir.regions import Regions
 from epsc.ir.schedule import HOST_LANE, Schedule, Stage, Step
 from epsc.machine.balanced import size
 from epsc.machine.cluster import Cluster
-from epsc.machine.cost import Costs, demand, issue, price
+from epsc.machine.cost import Costs, demand, group, issue, price
 from epsc.machine.roofline import floor_of
 from epsc.machine.timeline import Event, Timeline
 from epsc.machine.work import Work
@@ -197,7 +197,10 @@ class _Run:
         if Resource.COPY_ENGINE in impl.occupies:
             takes[_COPY] = 1
         if role is Role.TRANSFER:
-            takes["link"] = 1
+            # A group within a node leaves the links between nodes to others; one with a rank of each node the others.
+            near, ranks = group(self.schedule, step, self.cluster)
+            takes |= {"link": 1} if near > 1 or ranks == 1 else {}
+            takes |= {"link between nodes": 1} if near < ranks else {}
         return takes
 
     def timeline(self) -> Timeline:

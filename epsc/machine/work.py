@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from epsc.ir.attrs import CallAttrs, CollectiveAttrs, ExpertGemmActAttrs
+from epsc.ir.attrs import CallAttrs, CollectiveAttrs, ExpertGemmActAttrs, TransferAttrs
 from epsc.ir.dims import Axis
 from epsc.ir.impls import Impl, impls_of
 from epsc.ir.kinds import Role
@@ -70,13 +70,13 @@ def sent_bytes(schedule: Schedule, step: Step, reads: float, writes: float) -> f
     """Bytes that leave this rank, by the ring that is best for large ones: an all_reduce is a reduce_scatter, then an
     all_gather."""
     node = schedule.node(step)
-    if not isinstance(node.attrs, CollectiveAttrs):
+    if node.kind not in _RINGS or not isinstance(node.attrs, CollectiveAttrs | TransferAttrs):
         return writes * remote_share(schedule, step)
     ranks = schedule.mesh_of(node.attrs.mesh).size(node.attrs.mesh)
     return _RINGS[node.kind] * max(reads, writes) * (ranks - 1) / ranks
 
 
-_RINGS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}
+_RINGS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_gather_rows": 1, "reduce_scatter_rows": 1}
 """How often a collective sends, around the ring, the larger of what it reads and writes."""
 
 
@@ -122,7 +122,7 @@ def _weight_bytes(schedule: Schedule, step: Step) -> float:
     total = 0.0
     for name in schedule.node(step).params:
         param = schedule.graph.param[name]
-        size = float(param.type.dtype.bytes * prod(dim.scale for dim in param.type.shape))
+        size = float(param.type.dtype.bytes * prod(dim.scale for dim in param.local.shape))
         if param.sharded:
             size *= group_experts(step, schedule) / max(1, param.type.shape[0].scale)
         total += size * _column_share(step)
@@ -132,7 +132,7 @@ def _weight_bytes(schedule: Schedule, step: Step) -> float:
 def matrix(schedule: Schedule, step: Step) -> tuple[float, float] | None:
     """Columns that a product makes and reads; None for what has no matrix."""
     node = schedule.node(step)
-    shapes = [shape for name in node.params if len(shape := schedule.graph.param[name].type.shape) >= 2]
+    shapes = [shape for name in node.params if len(shape := schedule.graph.param[name].local.shape) >= 2]
     if not shapes:
         return None
     # A bias is [out] or, per expert, [experts, out]: the matrix is the first parameter.

@@ -94,10 +94,10 @@ def _check_layouts(schedule: Schedule, faults: Faults) -> None:
     types = schedule.graph.types
     for step in schedule.steps:
         node = schedule.graph.node.get(step.node)
-        if node is None or node.kind != "all2all":
+        if node is None or node.kind not in ("all2all", "all_gather_rows", "reduce_scatter_rows"):
             continue
         symbols = [types[value].shape[0].symbol for value in (*node.outs, *node.ins)]
-        dispatch = next((s.removeprefix("rows(")[:-1] for s in symbols if s.startswith("rows(")), "")
+        dispatch = next((s[len("rows(") : -1] for s in symbols if s.startswith(("rows(", "gets("))), "")
         layout = schedule.layout.get(dispatch)
         cut = [(cut.axis, cut.count) for cut in step.cuts]
         if layout is None or cut != ([(layout.axis, layout.count)] if layout.axis else []):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,12 @@ from tests.programs.ranks import Job, Ranks
 
 PAPERS = Path(__file__).parents[2] / "examples" / "papers"
 LIMIT = 1e-5
+MESHES = {
+    "parm_s1": {"ep": "4"},
+    "fsmoe": {"ep": "2", "nodes": "2"},
+    "parallel_folding": {"ep": "2", "tp": "2"},
+}
+"""Of papers about meshes: small ones, on 4 ranks."""
 
 
 def planned(name: str, schedule: str | None = None, **defines: str) -> Schedule:
@@ -29,10 +36,13 @@ def planned(name: str, schedule: str | None = None, **defines: str) -> Schedule:
 @pytest.mark.distributed
 @pytest.mark.parametrize("path", sorted(PAPERS.glob("*.eps")), ids=lambda path: path.stem)
 def test_equals_the_interpreter(path: Path, ranks_of: Callable[[int], Ranks], prepare: Callable[..., Job]) -> None:
-    layer = driver.understand(driver.read(path), driver.Options({"ep": "2"}, preset="small"))
+    sizes = MESHES.get(path.stem, {"ep": "2"})
+    layer = driver.understand(driver.read(path), driver.Options(sizes, preset="small"))
+    count = layer.cluster.ranks
     for decl in layer.schedules:
         for seed, tokens in enumerate(((24, 24), (0, 7), (1, 0))):
-            results = ranks_of(2).run(prepare(layer, decl.name, tokens, seed=seed))
+            every = (tokens * count)[:count]
+            results = ranks_of(count).run(prepare(layer, decl.name, every, seed=seed))
             assert max(result.error for result in results) < LIMIT, f"{decl.name}, tokens {tokens}"
 
 
@@ -98,6 +108,44 @@ def test_parm_s1() -> None:
     assert made.same_tokens == ((1, 2),)
     assert made.mesh_of("tp").groups("tp") == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert made.mesh_of("ep").groups("ep") == [list(range(8))]
+
+
+def test_fsmoe() -> None:
+    """Three resources: all2alls between nodes, all_gather and reduce_scatter within nodes, experts; all dispatches are
+    issued before any combine; each may run beside the others."""
+    made = planned("fsmoe", r="3")
+    lanes = dict.fromkeys(("sent.all2all", "back.all2all"), "inter")
+    lanes |= dict.fromkeys(("sent.gather", "back.scatter"), "intra")
+    lanes |= dict.fromkeys(("h", "down"), "compute")
+    assert {step.node: step.lane for step in made.steps if step.node in lanes} == lanes
+    assert made.mesh_of("etp").groups("etp") == [[0, 1], [2, 3], [4, 5], [6, 7]]  # nodes
+    assert made.mesh_of("ep").groups("ep") == [[0, 2, 4, 6], [1, 3, 5, 7]]  # one rank of each node
+    place = {step.key: i for i, step in enumerate(made.steps)}
+    assert place["sent.all2all[tokens:2/3]"] < place["back.all2all[tokens:0/3]"]
+    happens = Happens.of(made)
+    chain = ["sent.all2all", "sent.gather", "h", "down", "back.scatter", "back.all2all"]
+    for i in range(3):
+        for first, then in pairwise(chain):
+            assert happens.before(f"{first}[tokens:{i}/3]", f"{then}[tokens:{i}/3]")
+    assert happens.beside("sent.all2all[tokens:2/3]", "sent.gather[tokens:1/3]")
+    assert happens.beside("sent.gather[tokens:1/3]", "h[tokens:0/3]")
+    assert happens.beside("back.all2all[tokens:0/3]", "back.scatter[tokens:1/3]")
+
+
+def test_parallel_folding() -> None:
+    """Attention and experts on two meshes over the same ranks; permute, all2all(ep), all_gather(etp), experts,
+    reduce_scatter(etp), all2all(ep), un-permute."""
+    made = planned("parallel_folding")
+    assert [str(mesh) for mesh in made.meshes] == ["mesh experts: ep 4, etp 2", "mesh layer: dp 2, tp 4"]
+    moved = ["permute", "all2all", "all_gather_rows", "regroup", "expert_gemm_act", "expert_gemm", "ungroup"]
+    moved += ["reduce_scatter_rows", "all2all", "unpermute_sum", "all_gather"]
+    kinds = [made.node(step).kind for step in made.steps]
+    assert [kind for kind in kinds if kind in moved] == moved
+    over = {step.node: made.node(step).attrs.mesh for step in made.steps if step.comm}  # type: ignore[union-attr]
+    assert {over[node] for node in ("sent.all2all", "back.all2all")} == {"ep"}
+    assert {over[node] for node in ("sent.gather", "back.scatter")} == {"etp"} and over["y"] == "tp"
+    assert made.same_tokens == ((1, 4),)
+    assert made.graph.param["gate_up"].local.shape[1].scale == 14336  # a half of gate and a half of up
 
 
 def test_memtl() -> None:
