@@ -16,7 +16,7 @@ from epsc.ir.graph import Graph, Node
 from epsc.ir.schedule import Schedule, Stage
 from epsc.ir.spec import Beside, Dedup, Directive, LocalReduce, Name, Number, Reserve, ScheduleDecl, Split, Target, Use
 from epsc.machine.cluster import Cluster, Device
-from epsc.machine.simulate import simulate
+from epsc.machine.simulate import period
 from epsc.passes.asks import asks_of
 from epsc.passes.canonicalise import Canonicalise
 from epsc.passes.crossovers import uses
@@ -179,9 +179,16 @@ def _travels(names: _Names, transport: str) -> list[Directive]:
 
 
 def search(
-    said: Graph, graph: Graph, numbers: Numbers, cluster: Cluster, load: int, pipeline: tuple[Pass, ...] = PIPELINE
+    said: Graph,
+    graph: Graph,
+    numbers: Numbers,
+    cluster: Cluster,
+    load: int,
+    pipeline: tuple[Pass, ...] = PIPELINE,
+    most: int | None = None,
 ) -> tuple[Candidate, list[Candidate]]:
-    """The candidate predicted fastest at `load` tokens per rank, and all that were considered.
+    """The candidate predicted fastest at `load` tokens per rank, and all that were considered, of a program that is
+    made for `most`, or for `load`.
 
     `said` is the graph as the layer says it, `graph` what it is lowered to by collectives.
     """
@@ -194,16 +201,16 @@ def search(
             if decl.name == "serial" or any(d.message.startswith("after pass") for d in error.diagnostics):
                 raise
             continue  # the layer cannot have this one, as it could not if a user wrote it
-        asked.append(Candidate(decl, schedule, *fastest(schedule, cluster, load)))
+        asked.append(Candidate(decl, schedule, *fastest(schedule, cluster, load, most)))
     return best_of(asked), asked
 
 
-def fastest(schedule: Schedule, cluster: Cluster, load: int) -> tuple[float, bool]:
-    """Predicted seconds as it is run best, and whether that is as a CUDA graph."""
-    eager = simulate(schedule, cluster, load).total
+def fastest(schedule: Schedule, cluster: Cluster, load: int, most: int | None = None) -> tuple[float, bool]:
+    """Predicted seconds as it is run best, one after the other, and whether that is as a CUDA graph."""
+    eager = period(schedule, cluster, load, most=most)
     if cluster.device.backend != "cuda" or not schedule.capturable:
         return eager, False
-    graph = simulate(schedule, cluster, load, graph=True).total
+    graph = period(schedule, cluster, load, graph=True, most=most)
     return (graph, True) if graph < eager else (eager, False)
 
 

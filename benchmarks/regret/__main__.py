@@ -15,8 +15,9 @@ several calls of a few minutes will do; `--layers` takes some of them only. Back
     python -m benchmarks.regret report build/regret --results build/regret/results \\
         --keep benchmarks/regret/h200x2.json --page docs/regret.md --svg docs/predicted.svg
 
-keeps what was measured, and predicts and chooses with the compiler and the profile as they are then, so that it can be
-said again after a change without GPUs: `python -m benchmarks.regret report`, which reads what was kept.
+keeps what was measured (in the place of what was kept of the same layers before), and predicts and chooses with the
+compiler and the profile as they are then, so that it can be said again after a change without GPUs: `python -m
+benchmarks.regret report`, which reads what was kept.
 
 The whole thing at tiny sizes on CPU ranks: `--preset small --loads 16 48` for `compile`.
 """
@@ -110,7 +111,9 @@ def _measure(given: argparse.Namespace) -> None:
 
 def _report(given: argparse.Namespace) -> None:
     if given.folder:
-        kept = collect(given.folder, given.results or given.folder / "results")
+        before = given.keep and given.keep.exists()
+        earlier = json.loads(given.keep.read_text(encoding="utf-8")) if before else {}
+        kept = collect(given.folder, given.results or given.folder / "results", earlier.get("layers", {}))
     else:
         kept = json.loads(KEPT.read_text(encoding="utf-8"))
     rows = list(rows_of(kept, given.profile))

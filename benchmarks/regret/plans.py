@@ -32,11 +32,10 @@ class Case:
         return driver.understand(driver.read(self.file), options)
 
 
-def asked(case: Case) -> tuple[driver.Layer, Candidate, list[Candidate]]:
-    """The layer, what `auto` takes at this load, and all that it asks about."""
-    layer = case.layer()
-    best, every = search(layer.said, layer.graph, layer.numbers, layer.cluster, case.tokens, layer.options.pipeline)
-    return layer, best, every
+def asked(case: Case, most: int) -> tuple[Candidate, list[Candidate]]:
+    """What `auto` takes at this load of a program that is made for `most` tokens per rank, and all it asks about."""
+    layer = case.layer(most)
+    return search(layer.said, layer.graph, layer.numbers, layer.cluster, case.tokens, layer.options.pipeline, most=most)
 
 
 def family(decl: ScheduleDecl) -> tuple[str, ...]:
@@ -58,7 +57,7 @@ def worth(cases: list[Case], near: int = 3) -> dict[str, ScheduleDecl]:
     graphs, and of each family the fastest at any load. `serial` stands in the files already."""
     found: dict[str, ScheduleDecl] = {}
     for case in cases:
-        _, best, every = asked(case)
+        best, every = asked(case, max(c.tokens for c in cases))
         order = sorted(every, key=lambda c: c.seconds)
         found[best.decl.name] = best.decl
         found |= {c.decl.name: c.decl for c in order[:near]}

@@ -13,9 +13,11 @@ from typing import Any
 from benchmarks.regret.plans import Case, asked
 from epsc import driver
 from epsc.grammar import format_spec, parse
+from epsc.ir.schedule import Schedule
 from epsc.ir.source import Source
 from epsc.ir.spec import ScheduleDecl, Spec
-from epsc.machine.simulate import simulate
+from epsc.machine.simulate import period
+from epsc.passes.auto import scheduled
 
 GRAPH = "+graph"
 TUNED = 4
@@ -91,10 +93,11 @@ class Row:
         return kept.runs[-1] / min(found.runs[-1] for found in self.every) - 1
 
 
-def collect(folder: Path, results: Path) -> dict[str, Any]:
-    """All that was measured in a form that is small enough to keep beside the docs."""
+def collect(folder: Path, results: Path, earlier: dict[str, Any]) -> dict[str, Any]:
+    """All that was measured in a form that is small enough to keep; of other layers, what was measured `earlier`."""
     wanted = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
-    kept: dict[str, Any] = {key: wanted[key] for key in ("ranks", "preset", "most")} | {"layers": {}}
+    kept: dict[str, Any] = {key: wanted[key] for key in ("ranks", "preset", "most")}
+    kept["layers"] = dict(earlier)
     for name, layer in wanted["layers"].items():
         path = results / f"{name}.json"
         if not path.exists():
@@ -117,20 +120,24 @@ def rows_of(kept: dict[str, Any], profile: str | None = None) -> Iterator[Row]:
     for name, layer in kept["layers"].items():
         where = Case(Path(layer["file"]), kept["most"], kept["ranks"], kept["preset"], profile)
         made = where.layer()
-        plans = {plan: driver.plan_as(made, _decl(plan, text)) for plan, text in layer["plans"].items()}
+        plans = {plan: _scheduled(made, _decl(plan, text)) for plan, text in layer["plans"].items()}
         for tokens, cell in layer["cells"].items():
             case = Case(where.file, int(tokens), where.ranks, where.preset, profile)
             every = []
             for each, runs in cell.items():
                 plan, graph = each.removesuffix(GRAPH), each.endswith(GRAPH)
-                schedule = plans[plan].schedule
-                said = simulate(schedule, made.cluster, case.tokens, graph=graph).total * 1e3
+                schedule = plans[plan]
+                said = period(schedule, made.cluster, case.tokens, graph, where.tokens) * 1e3
                 every.append(Measured(plan, graph, tuple(runs), said))
-            _, taken, _ = asked(case)
+            taken, _ = asked(case, where.tokens)
             same = [plan for plan, text in layer["plans"].items() if _directives(text) == _directives_of(taken.decl)]
             forms = [found for found in every if found.plan in same]
             picked = min(forms, key=lambda found: found.predicted).name if forms else ""
             yield Row(name, case.tokens, tuple(every), picked)
+
+
+def _scheduled(layer: driver.Layer, decl: ScheduleDecl) -> Schedule:
+    return scheduled(decl, layer.said, layer.graph, layer.numbers, layer.cluster, layer.options.pipeline)
 
 
 def _decl(name: str, text: str) -> ScheduleDecl:
@@ -205,7 +212,8 @@ def page(kept: dict[str, Any], rows: list[Row], command: str) -> str:
         f"Written by `{command}`, from what `python -m benchmarks.regret measure` found on {what}: medians of"
         f" {kept.get('rounds')} rounds, {kept.get('runs')} runs, random routing, every output checked. Regret is how"
         " much longer the plan takes that `auto` picks by prediction than the best of all that were measured. A plan is"
-        " run as a CUDA graph where that is predicted to be faster. [The model](cost-model.md).",
+        " run as a CUDA graph where that is predicted to be faster. Predictions are those of now; what was measured are"
+        " programs of that day. [The model](cost-model.md).",
         "",
         *(f"- {line}" for line in summary(rows)),
         *([f"- Failed, and left out: {'; '.join(failed)}."] if failed else []),

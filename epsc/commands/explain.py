@@ -20,7 +20,7 @@ from epsc.machine.cost import cost
 from epsc.machine.reasons import exposures, least_total, spent
 from epsc.machine.simulate import simulate
 from epsc.machine.timeline import Timeline
-from epsc.passes.auto import Candidate, best_of, search
+from epsc.passes.auto import Candidate, best_of, fastest, search
 from epsc.render.amounts import duration
 
 BEST = 5
@@ -102,12 +102,14 @@ def _plans(plan: driver.Plan, timeline: Timeline, asked: list[Candidate]) -> Ite
     yield "\nplans, by prediction"
     for candidate in sorted(asked, key=lambda c: c.seconds)[:BEST]:
         mark = "taken" if candidate is best else f"{candidate.seconds / best.seconds - 1:+.1%}"
-        yield f"  {candidate.decl.name:<28}{duration(candidate.seconds):>9}  {mark}"
+        form = ", as a CUDA graph" if candidate.graph else ""
+        yield f"  {candidate.decl.name:<28}{duration(candidate.seconds):>9}  {mark}{form}"
     if best is not min(asked, key=lambda c: c.seconds):
         yield f"  {best.decl.name} is taken: a plan must be clearly faster than serial, because predictions err"
     if not plan.considered:
-        loss = timeline.total / best.seconds - 1
-        yield f"  {plan.schedule.name + ' (this plan)':<28}{duration(timeline.total):>9}  {loss:+.1%}"
+        own, graph = fastest(plan.schedule, plan.layer.cluster, timeline.load)
+        words = f"{own / best.seconds - 1:+.1%}" + (", as a CUDA graph" if graph else "")
+        yield f"  {plan.schedule.name + ' (this plan)':<28}{duration(own):>9}  {words}"
 
 
 def _changes(plan: driver.Plan, asked: list[Candidate], skew: float) -> Iterator[str]:
@@ -116,7 +118,7 @@ def _changes(plan: driver.Plan, asked: list[Candidate], skew: float) -> Iterator
     layer, best = plan.layer, best_of(asked)
     near = [asked[0], *sorted(asked[1:], key=lambda c: c.seconds)[:NEAR]]
     for change in _what_if(layer.cluster, layer.load[1]):
-        now = [replace(c, seconds=simulate(c.schedule, change.cluster, change.load).total) for c in near]
+        now = [replace(c, seconds=fastest(c.schedule, change.cluster, change.load)[0]) for c in near]
         taken = best_of(now)
         verb = "still" if taken.decl.name == best.decl.name else "then"
         serial = duration(now[0].seconds)

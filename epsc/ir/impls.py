@@ -61,6 +61,8 @@ class Cost:
     """Pads every expert to the largest: flops are those of the padded product."""
     activation_after: bool = False
     """A launch more reads what the product wrote, and makes the activation of it."""
+    bias_after: bool = False
+    """A bias is added to what the product wrote, in launches of their own."""
     triton: bool = False
     """Its launches on CUDA are Triton's, which take the host longer than torch's."""
 
@@ -136,7 +138,7 @@ _EXPERT_GEMMS = (
         "one torch grouped_mm launch for all experts of the group",
         Needs(capability=(9, 0), align=16),
         _GPU_SMS,
-        Cost(Bound.FLOPS, 0.85),
+        Cost(Bound.FLOPS, 0.85, bias_after=True),
         "expert_gemm",
     ),
     Impl(
@@ -154,7 +156,7 @@ _EXPERT_GEMMS = (
         "one bmm over experts padded to the largest",
         Needs(),
         _GPU_SMS,
-        Cost(Bound.FLOPS, 0.9, launches=3, padding=True),
+        Cost(Bound.FLOPS, 0.9, launches=3, padding=True, bias_after=True),
         "expert_gemm",
     ),
 )

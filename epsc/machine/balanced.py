@@ -10,7 +10,7 @@ from functools import cache
 from math import prod, sqrt
 from statistics import NormalDist
 
-from epsc.ir.attrs import ExpertGemmAttrs, RouteAttrs, RowsAttrs, TransferAttrs
+from epsc.ir.attrs import ExpertGemmAttrs, PlaceAttrs, RouteAttrs, RowsAttrs, TransferAttrs
 from epsc.ir.dims import Axis, Cut, Cuts, Dim, Tensor
 from epsc.ir.graph import Node
 from epsc.ir.impls import Metric
@@ -143,6 +143,30 @@ def known_numbers(step: Step, schedule: Schedule, load: int, backend: str) -> di
         Metric.TOKENS: load,
         Metric.DEVICE: backend,
     }
+
+
+def room_for(schedule: Schedule, dispatch: str, load: int) -> float:
+    """Rows that there is room for where other ranks write: what may come, not what does."""
+    node = schedule.graph.node[dispatch]
+    experts, top_k = (int(getattr(node.attrs, name)) for name in ("experts", "top_k"))
+    worst = schedule.ep * load * min(top_k, experts // schedule.ep)
+    room = max((getattr(schedule.graph.maker[value].attrs, "room", 0.0) for value in node.ins[1:]), default=0.0)
+    return min(worst, room * load * top_k) if room else worst
+
+
+def covered(step: Step, schedule: Schedule, load: int, most: int) -> float:
+    """How many times its rows a pass goes over that does not know them: rows that come one-sided lie in room for those
+    that may come when every rank has `most` tokens."""
+    for ref in step.writes:
+        symbol = schedule.graph.types[ref.value].shape[0].symbol
+        if not symbol.startswith("rows("):
+            continue
+        dispatch = symbol[len("rows(") : -1]
+        makers = [schedule.graph.maker.get(value) for value in schedule.graph.node[dispatch].ins]
+        rows = row_count(step, schedule, load)
+        if rows and any(maker and isinstance(maker.attrs, PlaceAttrs) for maker in makers):
+            return max(1.0, room_for(schedule, dispatch, most) / rows)
+    return 1.0
 
 
 def group_experts(step: Step, schedule: Schedule) -> int:

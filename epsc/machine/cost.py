@@ -34,10 +34,10 @@ class Priced:
     seconds: float
 
 
-def price(schedule: Schedule, step: Step, cluster: Cluster, load: int) -> Priced:
-    """What `step` does and takes alone, once started, when every rank has `load` tokens."""
+def price(schedule: Schedule, step: Step, cluster: Cluster, load: int, most: int | None = None) -> Priced:
+    """What `step` does and takes alone, once started, when every rank has `load` tokens, of at most `most`."""
     impl = picked(schedule, step, load, cluster.device.backend)
-    done = work(schedule, step, load, cluster.device.backend, impl)
+    done = work(schedule, step, load, cluster.device.backend, impl, most)
     return Priced(impl, done, _seconds(schedule, step, cluster, impl, done))
 
 

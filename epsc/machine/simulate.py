@@ -53,11 +53,17 @@ _SMS, _COPY = "SMs", "copy engines"
 
 
 def simulate(
-    schedule: Schedule, cluster: Cluster, load: int, costs: Costs | None = None, graph: bool = False
+    schedule: Schedule,
+    cluster: Cluster,
+    load: int,
+    costs: Costs | None = None,
+    graph: bool = False,
+    most: int | None = None,
 ) -> Timeline:
     """The timeline of one rank at `load` tokens per rank, routing balanced; `costs` say what else steps take alone.
 
-    `graph`: as a CUDA graph that is replayed (see `Schedule.capturable`).
+    `graph`: as a CUDA graph that is replayed (see `Schedule.capturable`). `most`: tokens per rank that the program is
+    made for, if not `load`.
 
     Raises EpsError if steps have no lanes yet, or if some can never start.
     """
@@ -65,7 +71,29 @@ def simulate(
         raise EpsError(
             Diagnostic("not-placed", f"schedule `{schedule.name}` is only {schedule.stage.name.lower()}: no lanes")
         )
-    return _Run(schedule, cluster, load, costs, graph).timeline()
+    return _Run(schedule, cluster, load, costs, graph, most).timeline()
+
+
+IN_A_ROW = 4
+"""Forwards that follow each other before the host looks at the device again."""
+
+
+def period(schedule: Schedule, cluster: Cluster, load: int, graph: bool = False, most: int | None = None) -> float:
+    """Seconds of a forward of `IN_A_ROW`, as they are measured: the first finds the device idle and the host at the
+    start; in the others the host is ahead of the device as far as the schedule lets it."""
+    first = _Run(schedule, cluster, load, None, graph, most)
+    alone = first.timeline().total
+    if graph:
+        return alone
+    later = _Run(schedule, cluster, load, None, False, most)
+    if any(step.lane == HOST_LANE for step in schedule.steps):
+        later.clock = first.issued - alone
+        each = later.timeline().total
+    else:
+        # The host stops for nothing: in the end it is as far ahead as it can be, or the device waits for it always.
+        later.clock = -later.issuing()
+        each = max(later.issuing(), later.timeline().total)
+    return (alone + (IN_A_ROW - 1) * each) / IN_A_ROW
 
 
 def waits_of(schedule: Schedule) -> dict[str, tuple[str, ...]]:
@@ -148,6 +176,11 @@ class _Run:
     load: int
     costs: Costs | None
     graph: bool = False
+    most: int | None = None
+    clock: float = 0.0
+    """When the host begins; the device is free at 0."""
+    issued: float = 0.0
+    """When the host had issued everything."""
     jobs: dict[str, _Job] = field(default_factory=dict)
     room: dict[str, int] = field(default_factory=dict)
 
@@ -157,7 +190,7 @@ class _Run:
         last: dict[str, str] = {}
         self.room = {_SMS: self.schedule.chip_sms, _COPY: max(1, self.cluster.device.copy_engines)}
         for index, step in enumerate(self.schedule.steps):
-            priced = price(self.schedule, step, self.cluster, self.load)
+            priced = price(self.schedule, step, self.cluster, self.load, self.most)
             impl, amount, seconds = priced.impl, priced.work, priced.seconds
             takes = self._takes(step, impl)
             for name in takes:
@@ -258,7 +291,7 @@ class _Run:
 
     def _host(self) -> Generator[None, float, None]:
         """The host: told the time, it issues as far ahead as it can, up to a step of its own that is not done."""
-        clock, stopped_by = self._replay() if self.graph else 0.0, ""
+        clock, stopped_by = self._replay() if self.graph else self.clock, ""
         now = yield
         for job in self.jobs.values():
             job.host_after = stopped_by
@@ -272,8 +305,15 @@ class _Run:
                 step = min(job.issue_s, self.cluster.device.step_s)
                 job.issued = clock + step + (job.issue_s - step) / launches
                 clock = job.issue_end = clock + job.issue_s
+        self.issued = clock
         while True:
             yield
+
+    def issuing(self) -> float:
+        """Seconds that the host is busy with all of it."""
+        return sum(job.issue_s for job in self.jobs.values() if job.step.lane != HOST_LANE) + (
+            self._replay() if self.graph else 0.0
+        )
 
     def _replay(self) -> float:
         """To launch a graph, and to copy its inputs to where it reads them."""
@@ -366,6 +406,5 @@ class _Run:
             self.load,
             tuple(lane for lane in used if lane in present),
             tuple(events),
-            sum(job.issue_s for job in self.jobs.values() if job.step.lane != HOST_LANE)
-            + (self._replay() if self.graph else 0.0),
+            self.issuing(),
         )

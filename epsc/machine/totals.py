@@ -10,7 +10,7 @@ from epsc.ir.dims import Dim
 from epsc.ir.graph import Node
 from epsc.ir.kinds import Role
 from epsc.ir.schedule import Schedule, Storage
-from epsc.machine.balanced import count
+from epsc.machine.balanced import count, room_for
 from epsc.machine.timeline import Timeline, length
 
 _ROUNDS = frozenset(
@@ -82,19 +82,10 @@ def _bytes(storage: Storage, schedule: Schedule, load: int) -> float:
 
     def elements(dim: Dim) -> float:
         if storage.symmetric and dim.symbol.startswith("rows("):
-            return dim.scale * _room(schedule, dim.symbol[len("rows(") : -1], load)
+            return dim.scale * room_for(schedule, dim.symbol[len("rows(") : -1], load)
         return count(dim, schedule, node, load)
 
     return storage.dtype.bytes * max(map(elements, storage.sizes), default=0.0)
-
-
-def _room(schedule: Schedule, dispatch: str, load: int) -> float:
-    """Rows that there is room for where other ranks write: what may come, not what does."""
-    node = schedule.graph.node[dispatch]
-    experts, top_k = (int(getattr(node.attrs, name)) for name in ("experts", "top_k"))
-    worst = schedule.ep * load * min(top_k, experts // schedule.ep)
-    room = max((getattr(schedule.graph.maker[value].attrs, "room", 0.0) for value in node.ins[1:]), default=0.0)
-    return min(worst, room * load * top_k) if room else worst
 
 
 def roundings(schedule: Schedule, timeline: Timeline) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from epsc.ir.attrs import CallAttrs, CollectiveAttrs, ExpertGemmActAttrs, TransferAttrs
+from epsc.ir.attrs import CallAttrs, CollectiveAttrs, ExpertGemmActAttrs, ExpertGemmAttrs, TransferAttrs
 from epsc.ir.dims import Axis
 from epsc.ir.impls import Impl, impls_of
 from epsc.ir.kinds import Role
@@ -16,6 +16,7 @@ from epsc.ir.schedule import Schedule, Step
 from epsc.machine.balanced import (
     bytes_of,
     chosen_share,
+    covered,
     elements,
     group_experts,
     known_numbers,
@@ -27,6 +28,11 @@ _GATHERS = frozenset({"permute", "regroup", "ungroup", "unpermute", "pick_rows"}
 _SUMS = frozenset({"unpermute_sum", "weighted_sum", "sum_copies"})
 _CALL_GEMMS = 4
 """A module that nobody looked into is taken for the four projections of an attention block."""
+
+
+_ELEMENTWISE = frozenset({"activation", "add", "mul"})
+_BIAS_LAUNCHES = 5
+"""Two to number rows and find their experts, one to keep what lies past the last in range, a gather and an add."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Work:
     padding_bytes: float = 0.0
     """The part of `hbm_bytes` that copies rows to padded places and back, in launches of their own."""
     after_bytes: float = 0.0
-    """Read and written by an activation in a launch of its own; not part of `hbm_bytes`."""
+    """Read and written by a bias or an activation in launches of their own; not part of `hbm_bytes`."""
     link_bytes: float = 0.0
     """Rows that leave for another rank; as many come in."""
     launches: int = 0
@@ -80,8 +86,18 @@ _RINGS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_gather_row
 """How often a collective sends, around the ring, the larger of what it reads and writes."""
 
 
-def work(schedule: Schedule, step: Step, load: int, backend: str = "cuda", impl: Impl | None = None) -> Work:
-    """What `step` does when every rank has `load` tokens and routing is balanced; by `impl`, else by its choice's."""
+def work(
+    schedule: Schedule,
+    step: Step,
+    load: int,
+    backend: str = "cuda",
+    impl: Impl | None = None,
+    most: int | None = None,
+) -> Work:
+    """What `step` does when every rank has `load` tokens and routing is balanced; by `impl`, else by its choice's.
+
+    `most`: tokens per rank that the program is made for, if not `load`.
+    """
     node = schedule.node(step)
     impl = impl or picked(schedule, step, load, backend)
     rows = row_count(step, schedule, load)
@@ -99,6 +115,15 @@ def work(schedule: Schedule, step: Step, load: int, backend: str = "cuda", impl:
         wide = writes * node.attrs.out / node.attrs.width
         moved += wide - writes
         after = wide + writes
+    if impl.cost.bias_after and isinstance(node.attrs, ExpertGemmAttrs) and node.attrs.bias:
+        # The bias of each row's expert is gathered, then added.
+        launches += _BIAS_LAUNCHES
+        made = writes * (node.attrs.out / node.attrs.width if isinstance(node.attrs, ExpertGemmActAttrs) else 1)
+        after += 4 * made
+    if after or node.kind in _ELEMENTWISE:
+        whole = covered(step, schedule, load, most or load)
+        after *= whole
+        moved *= whole if node.kind in _ELEMENTWISE else 1
     if impl.cost.padding:
         padding = 2 * (reads + writes)
         moved += padding

@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median, quantiles
 
 import pytest
 
 from benchmarks.regret.plans import Case, asked, family, worth
 from benchmarks.regret.plot import svg
-from benchmarks.regret.report import Measured, Row, summary
+from benchmarks.regret.report import Measured, Row, rows_of, summary
 
 ROOT = Path(__file__).parents[2]
 V2 = ROOT / "examples/deepseek_v2.eps"
@@ -21,7 +22,7 @@ def test_of_every_family_one_is_measured_and_what_auto_takes_at_every_load() -> 
     plans = worth(cases)
     families = set()
     for case in cases:
-        _, best, every = asked(case)
+        best, every = asked(case, 8192)
         assert best.decl.name in {*plans, "serial"}
         families |= {family(c.decl) for c in every if c.decl.name != "serial"}
     assert {family(decl) for decl in plans.values()} == families
@@ -56,6 +57,36 @@ def test_regret_by_hand() -> None:
     assert "Slower than serial by more than 2 %: v2 at 64." in text
     assert "Picked, but not measured: v2 at 64." in text
     assert svg([ROW, slower]).count("<circle") == 6 + 3
+
+
+def measured(*layers: str) -> list[Row]:
+    kept = json.loads((ROOT / "benchmarks/regret/h200x2.json").read_text())
+    kept["layers"] = {name: kept["layers"][name] for name in layers or kept["layers"]}
+    return list(rows_of(kept))
+
+
+def test_auto_where_one_sided_was_measured_faster_and_where_serial_was() -> None:
+    """GPT-OSS has biases, which go over all room for rows that come one-sided: there serial is the best up to 4096."""
+    for row in measured("gpt_oss_120b", "qwen3_30b_a3b"):
+        assert row.pick is not None
+        assert (row.pick.name == "serial") == (row.layer == "gpt_oss_120b" and row.tokens <= 4096)
+        assert row.regret is not None and row.regret <= 0.07
+
+
+@pytest.mark.slow
+def test_regret_and_errors_of_all_cases() -> None:
+    rows = measured()
+    assert len(rows) == 40
+    regrets = [row.regret for row in rows if row.regret is not None]
+    assert len(regrets) >= 36
+    assert median(regrets) <= 0.02
+    assert max(regrets) <= 0.07  # 5 % was the goal; three cases miss it
+    assert all(row.pick.ms <= row.serial.ms for row in rows if row.pick)
+    errors = [abs(found.error) for row in rows for found in row.every]
+    assert median(errors) <= 0.08
+    picked = [abs(row.pick.error) for row in rows if row.pick]
+    assert median(picked) <= 0.08
+    assert quantiles(picked, n=20, method="inclusive")[-1] <= 0.2
 
 
 @pytest.mark.distributed
