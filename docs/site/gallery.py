@@ -13,6 +13,7 @@ from pathlib import Path
 
 from epsc import driver
 from epsc.ir.errors import Diagnostic, EpsError
+from epsc.ir.source import Source
 from epsc.machine import profile as profiles
 from epsc.machine.cluster import Mesh
 from epsc.machine.reasons import exposures
@@ -71,7 +72,7 @@ class Entry:
     path: Path
 
     @cached_property
-    def source(self) -> driver.Source:
+    def source(self) -> Source:
         return driver.read(self.path)
 
     @property

@@ -28,7 +28,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         raise PluginError("pygments does not know `.eps`: epsc is not installed here; make dev") from None
     shown = [{each.title: f"gallery/{each.name}.md"} for each in gallery.entries(config.extra["gallery"])]
     modules = [{name: path} for name, path in reference.pages(config.extra["reference"])]
-    config.nav = [_with_pages(item, {"gallery/index.md": shown, "reference/index.md": modules}) for item in config.nav]
+    config.nav = [
+        _with_pages(item, {"gallery/index.md": shown, "reference/index.md": modules}) for item in config.nav or []
+    ]
     return config
 
 
