@@ -44,7 +44,7 @@ from epsc.ir.regions import Regions
 from epsc.ir.schedule import HOST_LANE, Schedule, Stage, Step
 from epsc.machine.balanced import size
 from epsc.machine.cluster import Cluster
-from epsc.machine.cost import Costs, demand, group, issue, price
+from epsc.machine.cost import Costs, Priced, demand, group, issue, price
 from epsc.machine.roofline import floor_of
 from epsc.machine.timeline import Event, Timeline
 from epsc.machine.work import Work
@@ -85,7 +85,7 @@ def period(schedule: Schedule, cluster: Cluster, load: int, graph: bool = False,
     alone = first.timeline().total
     if graph:
         return alone
-    later = _Run(schedule, cluster, load, None, False, most)
+    later = _Run(schedule, cluster, load, None, False, most, prices=first.prices)
     if any(step.lane == HOST_LANE for step in schedule.steps):
         later.clock = first.issued - alone
         each = later.timeline().total
@@ -181,8 +181,11 @@ class _Run:
     """When the host begins; the device is free at 0."""
     issued: float = 0.0
     """When the host had issued everything."""
+    prices: dict[str, Priced] = field(default_factory=dict)
+    """Of steps alone, if they are known already."""
     jobs: dict[str, _Job] = field(default_factory=dict)
     room: dict[str, int] = field(default_factory=dict)
+    freed: dict[str, _Job] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         waits = waits_of(self.schedule)
@@ -190,7 +193,8 @@ class _Run:
         last: dict[str, str] = {}
         self.room = {_SMS: self.schedule.chip_sms, _COPY: max(1, self.cluster.device.copy_engines)}
         for index, step in enumerate(self.schedule.steps):
-            priced = price(self.schedule, step, self.cluster, self.load, self.most)
+            priced = self.prices.get(step.key) or price(self.schedule, step, self.cluster, self.load, self.most)
+            self.prices[step.key] = priced
             impl, amount, seconds = priced.impl, priced.work, priced.seconds
             takes = self._takes(step, impl)
             for name in takes:
@@ -246,6 +250,9 @@ class _Run:
         now, running = 0.0, list[_Job]()
         while heads := [queue[0] for queue in lanes.values() if queue]:
             host.send(now)
+            for job in running:
+                if job.end <= now:
+                    self._let_go(job)
             running = [job for job in running if job.end > now]
             started = list(self._start(now, heads, running))
             for job in started:
@@ -353,7 +360,7 @@ class _Run:
             if time < now:
                 # Resources held it: whoever with one of them ended last lets it go.
                 freed = max(
-                    (o for o in self.jobs.values() if o.end <= now and o.takes.keys() & job.takes.keys()),
+                    (self.freed[name] for name in job.takes if name in self.freed),
                     key=lambda o: (o.end, o.index),
                     default=None,
                 )
@@ -366,6 +373,13 @@ class _Run:
             job.end = max(now + job.seconds, job.issue_end)
             busy.append(job)
             yield job
+
+    def _let_go(self, job: _Job) -> None:
+        """Note of each resource who gave some of it back last."""
+        for name in job.takes:
+            last = self.freed.get(name)
+            if last is None or (last.end, last.index) < (job.end, job.index):
+                self.freed[name] = job
 
     def _fits(self, job: _Job, name: str, busy: list[_Job]) -> bool:
         others = busy if name != _SMS else [other for other in busy if self._pair(job, other) is None]

@@ -3,11 +3,13 @@
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from time import process_time
 
 import pytest
 
 from epsc import driver
 from epsc.ir.impls import Choice
+from epsc.ir.source import Source
 from epsc.machine.cluster import Cluster
 from epsc.machine.tables import Table
 from epsc.passes.auto import Candidate, best_of, candidates, search
@@ -121,3 +123,27 @@ def test_what_cannot_run_on_a_device_is_no_choice() -> None:
     made = layer(ep=8, device="a100")
     node = next(n for n in made.graph.nodes if n.kind.startswith("expert_gemm"))
     assert crossovers(made.graph, node, 20, Cluster.make("c", "a100", 8).device) == Choice("dense")
+
+
+V3 = (EXAMPLES / "deepseek_v3.eps").read_text().partition("cluster")[0]
+
+
+def seconds_of_search(layers: int) -> float:
+    """CPU time, the least of two."""
+    text = f"{V3}layer model(x: bf16[tokens, hidden]) {{ return stack(deepseek_v3, x, {layers}) }}\n"
+    text += "cluster big { device = h100  ep = 512  nodes = 64 }\ntokens 512 .. 4096\n"
+    options = driver.Options({"experts": "512"}, layer="model")
+    made = driver.understand(Source("v3.eps", text), options)
+    took = []
+    for _ in range(2):
+        start = process_time()
+        _, asked = search(made.said, made.graph, made.numbers, made.cluster, 4096)
+        took.append(process_time() - start)
+        assert len(asked) >= 15
+    return min(took)
+
+
+def test_a_search_for_64_nodes_of_8_is_quick_and_linear_in_layers() -> None:
+    one, eight = seconds_of_search(1), seconds_of_search(8)
+    assert one < 2
+    assert eight < 8 * one * 1.6  # what a busy machine makes of it
