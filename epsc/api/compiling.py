@@ -101,8 +101,15 @@ def stand_in(
 
 
 def weights_of(traced: Traced, state: State, get: Get, device: torch.device) -> dict[str, Tensor]:
-    """This rank's weights of the program, by their names."""
-    held = {each.name: state.own(each, get).to(device, traced.dtype) for each in traced.weights}
+    """This rank's weights of the program, by their names.
+
+    Those of the router stay in the module's dtype, which may be a wider one: rounded, they would choose other experts.
+    """
+    router = traced.lifted.router.weights if traced.lifted.router else ()
+    held = {}
+    for each in traced.weights:
+        own = state.own(each, get)
+        held[each.name] = own.to(device, own.dtype if each in router else traced.dtype)
     return {name: _kept(traced, name, weight) for name, weight in held.items()}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from epsc.grammar.trace.probe import Inputs, inputs_of
+from epsc.grammar.trace.probe import Inputs, dtype_of, inputs_of
 from epsc.grammar.trace.spans import module_span
 from epsc.ir.dims import DType
 from epsc.ir.errors import Diagnostic, EpsError
@@ -47,7 +47,7 @@ def check_module(module: nn.Module, *, weights_given: bool = False) -> torch.dty
         )
     if any(b.is_meta for b in module.buffers()):
         raise refusal("meta-weights", f"{name} has buffers on the meta device: nobody knows what they hold", module)
-    dtype = max(floating, key=lambda p: p.numel()).dtype
+    dtype = dtype_of(module)
     if dtype not in DTYPES:
         known = ", ".join(str(each).removeprefix("torch.") for each in DTYPES)
         raise refusal("bad-dtype", f"{name} is in {str(dtype).removeprefix('torch.')}: epsc knows {known}", module)

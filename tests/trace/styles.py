@@ -192,6 +192,22 @@ class Dense(Block):
         return (out + torch.sigmoid(self.always_gate(x)) * self.always(x)).view_as(hidden)
 
 
+class Biased(Block):
+    """A router whose choice is steered by a bias in fp32 whatever the block's dtype, as in DeepSeek-V3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Buffer(8 + 0.05 * torch.randn(EXPERTS))
+
+    def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = F.linear(x.float(), self.gate.weight.float()).sigmoid()
+        ids = (scores + self.bias).topk(TOP_K, dim=-1).indices
+        weights = scores.gather(1, ids)
+        return ids, (weights / weights.sum(-1, keepdim=True)).to(x.dtype)
+
+    forward = IndexAdd.forward
+
+
 STYLES: tuple[type[nn.Module], ...] = (
     IndexAdd,
     SkipIfEmpty,

@@ -12,7 +12,7 @@ from torch import nn
 import epsc
 from epsc.ir.errors import EpsError
 from tests.trace.ranks import Ranks
-from tests.trace.styles import HIDDEN, STYLES, Block, Dense, IndexAdd, Stacked
+from tests.trace.styles import EXPERTS, HIDDEN, STYLES, Biased, Block, Dense, IndexAdd, Stacked
 from tests.trace.test_styles import Odd
 from tests.trace.work import block_of, off
 
@@ -75,6 +75,22 @@ def test_bf16_and_autocast() -> None:
         halved = epsc.compile(block.bfloat16())(x.bfloat16())
     assert halved.dtype == torch.bfloat16
     assert off(halved.float(), wanted) < 3e-2
+
+
+def test_a_router_wider_than_its_block_is_not_rounded() -> None:
+    block = block_of("Biased").bfloat16()
+    assert isinstance(block, Biased)
+    torch.manual_seed(3)
+    block.bias = nn.Buffer(8 + 0.05 * torch.randn(EXPERTS))
+    rounded = block_of("Biased").bfloat16()
+    rounded.load_state_dict(block.state_dict())
+    compiled = epsc.compile(block)
+    assert compiled.traced[1].router is not None  # fused, and in fp32 all the same
+    x = torch.randn(1, 200, HIDDEN, dtype=torch.bfloat16)
+    with torch.no_grad():
+        wanted = block(x)
+        assert off(compiled(x).float(), wanted.float()) < 2e-2
+        assert off(rounded(x).float(), wanted.float()) > 0.1
 
 
 def test_equal_plans_share_lanes_and_not_weights() -> None:
