@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from epsc import driver
+from epsc.api.call import Call
 from epsc.api.refuse import check_module, refusal
 from epsc.api.retell import retold
 from epsc.api.running import Layer, Runner, runner
@@ -31,6 +32,7 @@ class Compiled(nn.Module):
     def __init__(self, traced: Traced, plan: driver.Plan, around: GraphModule, found: Runner, state: State) -> None:
         super().__init__()
         self.traced = (traced.spec, traced.lifted, type(traced.module).__name__)
+        self.call = Call.of(traced.module, traced.inputs.example)
         self.plan = plan
         self.around = around
         self.runner_of = (found,)
@@ -53,7 +55,13 @@ class Compiled(nn.Module):
         return f"{self.traced[2]} as {self.plan.layer.graph.name}, schedule {schedule.name}, ep = {schedule.ep}"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.around(*args, **kwargs)
+        if self.training:
+            raise refusal(
+                "training",
+                f"{self.traced[2]} was compiled for inference, and is in training mode",
+                help="call `model.eval()`",
+            )
+        return self.around(*self.call(args, kwargs))
 
 
 def compile(

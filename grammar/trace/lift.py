@@ -175,12 +175,13 @@ def _module_numbers(graph: GraphModule, nodes: set[Node]) -> set[float]:
 
 def unknown_experts(module: nn.Module, captured: Captured) -> EpsError:
     """The error of experts that are none of the language."""
+    owner = module.get_submodule(captured.seam.owner)
     return EpsError(
         Diagnostic(
             "unknown-experts",
-            f"the experts of {type(module).__name__} compute nothing that the language can say: two products with"
+            f"the experts of {type(owner).__name__} compute nothing that the language can say: two products with"
             " an activation between them, weighted behind the second",
-            node_span(captured.node) or module_span(module.get_submodule(captured.seam.owner)),
+            node_span(captured.node) or module_span(owner),
             help="activations: swiglu and geglu (with limit, alpha, offset), relu, relu2, silu, gelu, sigmoid",
         )
     )

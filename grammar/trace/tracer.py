@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -160,8 +161,21 @@ def traced(module: nn.Module, args: tuple[Any, ...], leaves: frozenset[str] = fr
     tracer.args = list(args)
     tracer.record_stack_traces = True
     with torch.no_grad(), _patched(tracer):
-        graph = tracer.trace(module, {})
+        graph = tracer.trace(module, _constants(module, args) or None)
     return GraphModule(tracer.root, graph)
+
+
+def _constants(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
+    """The arguments that are no tensors, those that are left out among them: code asks what they are."""
+    signature = inspect.signature(module.forward)
+    given = signature.bind(*args)
+    given.apply_defaults()
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {
+        name: value
+        for name, value in given.arguments.items()
+        if not isinstance(value, Tensor) and signature.parameters[name].kind not in several
+    }
 
 
 @contextmanager

@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import ast
+import copy
 import importlib
 import inspect
 import re
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from epsc.hf import Routed
 
 HIDDEN = 32
 TINY: dict[str, Any] = {
@@ -43,12 +46,13 @@ TINY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Family:
-    """A family, and its block's class, where it has one."""
+    """A family: its block's class, or where a layer of the model does what blocks do, only that of its experts."""
 
     name: str
     module: str
     block: str
-    decorated: bool
+    experts: str
+    """The class that transformers decorates, if there is one."""
 
 
 def folder() -> Path:
@@ -67,7 +71,8 @@ def families() -> list[Family]:
         if "topk" not in text and "top_k" not in text and "Router" not in text:
             continue
         module = f"transformers.models.{path.parent.name}.{path.stem}"
-        found.append(Family(path.parent.name, module, block_of(text), "@use_experts_implementation" in text))
+        decorated = re.search(r"^@use_experts_implementation.*\n(?:@.*\n)*class (\w+)", text, re.MULTILINE)
+        found.append(Family(path.parent.name, module, block_of(text), decorated[1] if decorated else ""))
     return found
 
 
@@ -79,22 +84,65 @@ def block_of(text: str) -> str:
         source = ast.get_source_segment(text, node) or ""
         makes = re.search(r"self\.(experts|input_linear) = ", source)
         calls = re.search(r"self\.(experts|router)\(", source)
-        if makes and calls and "def forward" in source and "DecoderLayer" not in node.name:
+        if makes and calls and "def forward" in source and not node.name.endswith("Layer"):
             return node.name
     return ""
 
 
 def made(family: Family) -> nn.Module:
-    """The block with a tiny config and random weights."""
+    """The block with a tiny config and random weights; where there is none, the experts, which are given a routing."""
     module = importlib.import_module(family.module)
-    block = _built(module, getattr(module, family.block))
+    block = _built(module, getattr(module, family.block or family.experts))
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.normal_(std=0.2)
         for name, buffer in block.named_buffers():
             if "bias" in name:
                 buffer.normal_(std=0.2)
-    return block.float().eval()
+    return (block if family.block else Routed(block)).float().eval()
+
+
+def arguments(block: nn.Module, tokens: int) -> tuple[Tensor, ...]:
+    """What the block is called with: tokens, and their ids where a router reads them; or tokens and a routing."""
+    if isinstance(block, Routed):
+        ids = torch.rand(tokens, 8).argsort(-1)[:, :2]
+        return torch.randn(tokens, HIDDEN), ids, torch.rand(tokens, 2)
+    x = torch.randn(2, tokens, HIDDEN)
+    reads_ids = "input_ids" in inspect.signature(block.forward).parameters
+    return (x, torch.randint(0, 64, (2, tokens))) if reads_ids else (x,)
+
+
+def apart(block: nn.Module, compiled: nn.Module, tokens: int) -> float:
+    """How far a compiled block is from what it stands in for, over the largest value: in fp32, and in 16 bits row by
+    row from the block or from the block in fp32 on the same numbers, because a router that rounds its logits may choose
+    the other of two close experts."""
+    dtype = next(block.parameters()).dtype
+    wide = copy.deepcopy(block).float()
+    given = tuple(t.to(dtype) if t.is_floating_point() else t for t in arguments(block, tokens))
+    with torch.no_grad():
+        made, wanted, exact = (
+            [t for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, Tensor) and t.numel()]
+            for out in (
+                compiled(*given),
+                block(*given),
+                wide(*(t.float() if t.is_floating_point() else t for t in given)),
+            )
+        )
+    rows, worst = given[0].shape[:-1].numel(), 0.0
+    for m, w, e in zip(made, wanted, exact, strict=True):
+        assert m.shape == w.shape and m.dtype == w.dtype
+        m, w, e = (t.float().reshape(rows if t.numel() % rows == 0 else 1, -1) for t in (m, w, e))
+        error = torch.minimum((m - w).abs().amax(1), (m - e).abs().amax(1)).max() / w.abs().max()
+        worst = max(worst, float(torch.nan_to_num(error, nan=torch.inf)))
+    return worst
+
+
+LEFT_OUT = (
+    frozenset[str](),
+    frozenset({"num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"}),
+    frozenset({"num_experts_per_tok"}),
+)
+"""What a config class may not take beside the rest."""
 
 
 def _built(module: Any, kind: type[nn.Module]) -> nn.Module:
@@ -106,9 +154,10 @@ def _built(module: Any, kind: type[nn.Module]) -> nn.Module:
     parameters = inspect.signature(kind.__init__).parameters
     said = str(parameters.get("config", ""))
     needed = {name: 0 for name in ("layer_idx", "layer_id") if name in parameters}
+    needed |= {name: TINY[name] for name in parameters if name in TINY and parameters[name].default is inspect._empty}
     faults: list[Exception] = []
-    for each in sorted(configs, key=lambda c: (c.__name__ not in said, "Text" not in c.__name__, c.__name__)):
-        for left_out in (set(), {"num_hidden_layers", "num_attention_heads", "head_dim", "vocab_size"}):
+    for each in sorted(configs, key=lambda c: ("Text" not in c.__name__, c.__name__ not in said, c.__name__)):
+        for left_out in LEFT_OUT:
             try:
                 torch.manual_seed(0)
                 return kind(_config(each, left_out), **needed)
@@ -117,10 +166,16 @@ def _built(module: Any, kind: type[nn.Module]) -> nn.Module:
     raise faults[0] if faults else LookupError("no config class")
 
 
-def _config(kind: type, left_out: set[str]) -> Any:
+def _config(kind: type, left_out: frozenset[str]) -> Any:
     """A config with the tiny sizes that it knows."""
     plain = kind()
-    known = {key: value for key, value in TINY.items() if hasattr(plain, key) and key not in left_out}
+    known = {}
+    for key in TINY.keys() - left_out:
+        try:
+            value = getattr(plain, key)
+        except Exception:  # it has none, or one for each layer
+            continue
+        known[key] = [TINY[key]] * len(value) if isinstance(value, list) else TINY[key]
     config = kind(**known)
     config._experts_implementation = "eager"
     return config

@@ -186,3 +186,34 @@ def test_a_missing_group_is_an_error(ranks_of: Callable[[int], Ranks]) -> None:
         ranks_of(2).run("error", "no-group")
         == [("no-group", "2 ranks run, and nobody said which of them share the experts")] * 2
     )
+
+
+class Flagged(IndexAdd):
+    def forward(self, hidden: torch.Tensor, twice: bool = False, mask: torch.Tensor | None = None) -> torch.Tensor:
+        out = super().forward(hidden)
+        return out * (2 if twice else 1) * (1 if mask is None else mask.unsqueeze(-1))
+
+
+def test_calls_are_those_of_the_block_that_was_traced() -> None:
+    torch.manual_seed(0)
+    block = Flagged().eval()
+    x, mask = torch.randn(2, 5, HIDDEN), torch.rand(2, 5)
+    plain, masked = epsc.compile(block), epsc.compile(block, example_inputs=(x, True, mask))
+    with torch.no_grad():
+        for given in ({"hidden": x}, {"hidden": x, "twice": False}):
+            assert off(plain(**given), block(**given)) < LIMIT
+        assert off(plain(x, False, None), block(x)) < LIMIT
+        assert off(masked(x, True, mask=mask), block(x, True, mask)) < LIMIT
+        for wrong in ((x, True), (x, False, mask)):
+            with pytest.raises(EpsError, match="Flagged is called in another way than it was traced: `"):
+                plain(*wrong)
+        with pytest.raises(EpsError, match="argument 2 was True, and is False"):
+            masked(x, False, mask)
+        with pytest.raises(EpsError, match="argument 3 was a tensor, and is None"):
+            masked(x, True)
+
+
+def test_training_mode_is_refused_afterwards_too() -> None:
+    compiled = epsc.compile(block_of("IndexAdd")).train()
+    with pytest.raises(EpsError, match="compiled for inference, and is in training mode"):
+        compiled(torch.randn(1, 4, HIDDEN))
