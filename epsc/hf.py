@@ -53,12 +53,7 @@ def enable(group: dist.ProcessGroup | None = None, schedule: str | None = None, 
     `schedule` and `tokens` are those of `epsc.compile`.
     """
     global _settings
-    try:
-        from transformers.integrations.moe import ExpertsInterface  # noqa: PLC0415 - an optional package
-        from transformers.modeling_utils import PreTrainedModel  # noqa: PLC0415
-    except ImportError as error:
-        message = f"transformers with `experts_implementation` (5.0 or newer) is needed: {error}"
-        raise refusal("no-transformers", message, help="pip install 'epsc[hf]'") from None
+    ExpertsInterface, PreTrainedModel = _transformers()
     _settings = Settings(group, schedule, tokens)
     if NAME not in torch._dynamo.list_backends():
         # Where the package's entry points are not those of this version, as in a checkout that was installed before.
@@ -66,7 +61,31 @@ def enable(group: dist.ProcessGroup | None = None, schedule: str | None = None, 
     ExpertsInterface.register(NAME, experts_forward)
     adjust = PreTrainedModel._check_and_adjust_experts_implementation
     if not hasattr(adjust, "__wrapped__"):
-        PreTrainedModel._check_and_adjust_experts_implementation = _refusing(adjust)  # type: ignore[method-assign]
+        PreTrainedModel._check_and_adjust_experts_implementation = _refusing(adjust)
+
+
+USED = ("_check_and_adjust_experts_implementation", "_can_set_experts_implementation")
+"""Of the class of all models: what is no promise of transformers."""
+
+
+def _transformers() -> tuple[Any, Any]:
+    """What experts are registered with, and the class of all models. Raises EpsError for a version that has neither."""
+    try:
+        import transformers  # noqa: PLC0415 - an optional package
+        from transformers.integrations.moe import ExpertsInterface  # noqa: PLC0415
+        from transformers.modeling_utils import PreTrainedModel  # noqa: PLC0415
+    except ImportError as error:
+        message = f"transformers with `experts_implementation` is needed: {error}"
+        raise refusal("no-transformers", message, help="pip install 'epsc[hf]'") from None
+    missing = [name for name in USED if not hasattr(PreTrainedModel, name)]
+    if missing or not hasattr(ExpertsInterface, "register"):
+        what = f"`PreTrainedModel.{missing[0]}`" if missing else "`ExpertsInterface.register`"
+        raise refusal(
+            "other-transformers",
+            f"transformers {transformers.__version__} has no {what}: epsc does not know how to hand it experts",
+            help="5.17 to 5.23 are known to work; `epsc.compile_model(model.eval(), group)` needs none of it",
+        )
+    return ExpertsInterface, PreTrainedModel
 
 
 def _refusing(adjust: Any) -> Any:
@@ -106,6 +125,7 @@ def experts_forward(self: nn.Module, hidden: Tensor, ids: Tensor, weights: Tenso
 
 
 @torch._dynamo.disable  # type: ignore[untyped-decorator]
+@torch.inference_mode(False)  # what is made here is used outside of it, too
 def prepare(experts: nn.Module, hidden: Tensor, ids: Tensor) -> None:
     """Compile the experts of one layer. On all ranks of the group at the same time."""
     ranks = ranks_of(experts, _settings.group)
@@ -157,7 +177,14 @@ class Routed(nn.Module):
 @contextmanager
 def _eager(experts: nn.Module) -> Iterator[None]:
     """While this lasts, transformers runs its own code."""
-    config: Any = experts.config
+    config: Any = getattr(experts, "config", None)
+    if not hasattr(config, "_experts_implementation_internal"):
+        raise refusal(
+            "other-transformers",
+            f"{type(experts).__name__} has no config that says which implementation its experts take",
+            experts,
+            "`epsc.compile_model(model.eval(), group)` needs none",
+        )
     before = config._experts_implementation_internal
     config._experts_implementation_internal = "eager"
     try:

@@ -64,6 +64,7 @@ class Compiled(nn.Module):
         return self.around(*self.call(args, kwargs))
 
 
+@torch.inference_mode(False)  # what is made here is used outside of it, too
 def compile(
     module: nn.Module,
     group: dist.ProcessGroup | None = None,
@@ -77,8 +78,8 @@ def compile(
     """A module that stands in for the MoE block `module`, with its experts shared by the ranks of `group`.
 
     `schedule`: `auto`, directives such as `split sent, h, back by expert_group into 4`, or nothing for serial.
-    `tokens`: the load per rank that is planned for. `weights`: a `.safetensors` file or a state dict, for a module on
-    the meta device: each rank reads the experts that are its own. To be called on all ranks of `group`.
+    `tokens`: the load per rank that is planned for. `weights`: a `.safetensors` file, a folder of them or a state dict,
+    for a module on the meta device: each rank reads the experts that are its own. To be called on all ranks of `group`.
     """
     ranks = ranks_of(module, group)
     check_module(module, weights_given=weights is not None)

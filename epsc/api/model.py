@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import groupby
 
+import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from epsc.api.compiling import Load, ranks_of, stand_in
+from epsc.api.compiling import Given, Load, ranks_of, stand_in
 from epsc.api.refuse import check_module, refusal
+from epsc.api.state import opened
 from epsc.api.tracing import Traced, fingerprint, trace
 from epsc.ir.errors import EpsError
 
@@ -17,20 +22,30 @@ _PLACE = frozenset({"layer_idx", "layer_id", "layer_number"})
 """Attributes that say where in a model a block is: blocks that differ in them only are of one kind."""
 
 
+@torch.inference_mode(False)  # what is made here is used outside of it, too
 def compile_model(
     model: nn.Module,
     group: dist.ProcessGroup | None = None,
     schedule: str | None = None,
     tokens: Load | None = None,
+    *,
+    weights: Given | None = None,
+    device: torch.device | str | None = None,
 ) -> nn.Module:
-    """The same model with a stand-in for every MoE block, as `compile` makes them. Raises EpsError if it has none."""
+    """The same model with a stand-in for every MoE block, as `compile` makes them. Raises EpsError if it has none.
+
+    Blocks that have experts and cannot be swapped stay as they are; a warning names them, and why. `weights`: a
+    `.safetensors` file, a folder of them or a state dict, for a model on the meta device: each rank reads the rest of
+    the model, and of one block after the other the experts that are its own.
+    """
     ranks = ranks_of(model, group)
-    check_module(model)
-    kinds: dict[object, Traced | None] = {}
+    check_module(model, weights_given=weights is not None)
+    tensors = None if weights is None else opened(weights, model)
+    kinds: dict[object, Traced | EpsError] = {}
     swapped: list[str] = []
-    refused: list[EpsError] = []
+    left: dict[str, EpsError] = {}
     for name in list(candidates(model)):
-        if any(done.startswith(f"{name}.") or name.startswith(f"{done}.") or done == name for done in swapped):
+        if any(_nested(name, done) for done in swapped):
             continue
         block = model.get_submodule(name)
         state = fingerprint(block)
@@ -39,17 +54,68 @@ def compile_model(
             try:
                 kinds[kind] = trace(block)
             except EpsError as error:
-                kinds[kind] = None
-                refused.append(error)
-        if known := kinds[kind]:
-            traced = replace(known, module=block, before=state)
-            model.set_submodule(name, stand_in(traced, group, ranks, schedule, tokens))
-            swapped.append(name)
+                kinds[kind] = error
+        known = kinds[kind]
+        if isinstance(known, EpsError):
+            left[name] = known
+            continue
+        traced = replace(known, module=block, before=state)
+        own = None if tensors is None else _under(name, tensors)
+        model.set_submodule(name, stand_in(traced, group, ranks, schedule, tokens, own, device))
+        swapped.append(name)
     if not swapped:
-        if refused:
-            raise refused[0]
+        likely = [error for name, error in left.items() if has_experts(model.get_submodule(name), error)]
+        if found := likely or list(left.values()):
+            raise found[0]
         raise refusal("not-moe", f"{type(model).__name__} has no MoE blocks", model)
+    _report(model, {name: why for name, why in left.items() if not any(_nested(name, done) for done in swapped)})
+    if tensors is not None:
+        _fill(model, tensors, device)
     return model
+
+
+def _nested(name: str, other: str) -> bool:
+    """Whether one of two submodules is the other or inside it."""
+    return f"{name}.".startswith(f"{other}.") or other.startswith(f"{name}.")
+
+
+def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a submodule, by its own names."""
+    return {each.removeprefix(f"{name}."): value for each, value in tensors.items() if each.startswith(f"{name}.")}
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], device: torch.device | str | None) -> None:
+    """Read what is on the meta device still. Tensors that are one in the model are one afterwards."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for owner_name, owner in model.named_modules():
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            if not parameter.is_meta:
+                continue
+            full = f"{owner_name}.{name}" if owner_name else name
+            if parameter not in made and full not in tensors:
+                raise refusal("no-weight", f"`{full}` of {type(model).__name__} is not among the weights", model)
+            if parameter not in made:
+                value = tensors[full][:].to(device or "cpu", parameter.dtype)
+                made[parameter] = nn.Parameter(value, requires_grad=False)
+            owner.register_parameter(name, made[parameter])
+
+
+def has_experts(block: nn.Module, error: EpsError) -> bool:
+    """Whether a module that could not be read is a MoE block: it says so by a name, or its experts were found."""
+    if any(each.code in ("unknown-experts", "mismatch") for each in error.diagnostics):
+        return True
+    return any(re.search(r"(^|_)experts?$", name) for name, _ in block.named_children())
+
+
+def _report(model: nn.Module, left: Mapping[str, EpsError]) -> None:
+    """Warn of the blocks that stay as they are: the innermost of each, by kind."""
+    blocks = [name for name, error in left.items() if has_experts(model.get_submodule(name), error)]
+    inner = [name for name in blocks if not any(other.startswith(f"{name}.") for other in blocks)]
+    inner.sort(key=lambda name: str(left[name]))
+    for why, names in groupby(inner, key=lambda name: str(left[name])):
+        first, *more = names
+        which = f"`{first}`" + (f" and {len(more)} more like it" if more else "")
+        warnings.warn(f"{which} of {type(model).__name__} stays as it is, not compiled:\n{why}", stacklevel=3)
 
 
 def candidates(model: nn.Module) -> Iterator[str]:

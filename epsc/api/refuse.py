@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from epsc.grammar.trace.probe import Inputs, dtype_of, inputs_of
+from epsc.grammar.trace.probe import Inputs, dtype_of, inputs_of, twin_of
 from epsc.grammar.trace.spans import module_span
 from epsc.ir.dims import DType
 from epsc.ir.errors import Diagnostic, EpsError
@@ -43,7 +43,8 @@ def check_module(module: nn.Module, *, weights_given: bool = False) -> torch.dty
             "meta-weights",
             f"the weights of {name} are on the meta device: there is nothing to compile with",
             module,
-            "give `weights=`, a `.safetensors` file or a state dict, or call `module.to_empty(device=...)` and load",
+            "give `weights=`, a `.safetensors` file, a folder of them or a state dict; or call"
+            " `module.to_empty(device=...)` and load",
         )
     if any(b.is_meta for b in module.buffers()):
         raise refusal("meta-weights", f"{name} has buffers on the meta device: nobody knows what they hold", module)
@@ -65,13 +66,15 @@ def check_inputs(module: nn.Module, example: Sequence[Any] | Tensor | None) -> I
     tried = []
     first = next(p for p in module.parameters() if p.is_floating_point())
     device = torch.device("cpu") if first.is_meta else first.device
+    # On the meta device nothing can be called that looks at values, as experts do.
+    called = twin_of(module, first.dtype, device) if first.is_meta else module
     for hidden in _widths(module):
         for lead in ((2, 4), (8,)):
             x = torch.zeros(*lead, hidden, dtype=first.dtype, device=device)
             tried.append(list(x.shape))
             try:
                 with torch.no_grad():
-                    module(x) if not first.is_meta else module(x.to("meta"))
+                    called(x)
             except Exception:
                 continue
             return Inputs((x,), 0)

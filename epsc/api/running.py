@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ def load_program(program: Program) -> ModuleType:
     global _folder
     if program.text not in _modules:
         _folder = _folder or tempfile.TemporaryDirectory(prefix="epsc-")
-        name = f"{program.name}_{len(_modules)}"
+        name = f"{program.name}_{os.getpid()}_{len(_modules)}"  # forks share the folder
         path = Path(_folder.name) / f"{name}.py"
         path.write_text(program.text, encoding="utf-8")
         spec = importlib.util.spec_from_file_location(name, path)
@@ -101,7 +102,7 @@ class Layer(nn.Module):
         given = [x.to(layer.dtype).contiguous()]
         if ids is not None and weights is not None:
             given += [ids.to(torch.int64).contiguous(), weights.to(torch.float32).contiguous()]
-        # The plan says in which dtype each op runs.
-        with torch.autocast(x.device.type, enabled=False):
+        # The plan says in which dtype each op runs. What the layer keeps from pass to pass is used in either mode.
+        with torch.autocast(x.device.type, enabled=False), torch.inference_mode(False), torch.no_grad():
             made: Tensor = layer(*given)
         return made.to(x.dtype)

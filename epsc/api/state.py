@@ -51,7 +51,7 @@ class State:
     def reader(self, module: nn.Module, given: Mapping[str, Tensor] | str | Path | None) -> Get:
         """A function that gives a tensor of the module: its own, or that of a state dict or a file."""
         held = dict([*module.named_parameters(), *module.named_buffers()])
-        tensors = held if given is None else _opened(given, module)
+        tensors = held if given is None else opened(given, module)
         known = {weight_name for weight in self.weights for weight_name in weight.sources}
 
         def get(name: str) -> Tensor:
@@ -137,12 +137,20 @@ def _held(module: nn.Module) -> dict[str, str]:
     return {name: f"{AROUND}.{name}" for name in inside if not name.startswith(f"{LAYER}.")}
 
 
-def _opened(given: Mapping[str, Tensor] | str | Path, module: nn.Module) -> Mapping[str, Any]:
+def opened(given: Mapping[str, Tensor] | str | Path, module: nn.Module) -> Mapping[str, Any]:
+    """Tensors by name, or slices of files that read when they are indexed."""
     if isinstance(given, Mapping):
         return given
-    if Path(given).suffix != ".safetensors":
-        raise refusal("bad-weights", f"{given} is no `.safetensors` file", module)
+    path = Path(given)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files or any(each.suffix != ".safetensors" or not each.exists() for each in files):
+        raise refusal(
+            "bad-weights", f"{given} is no `.safetensors` file, nor a folder of them", module, "or give a state dict"
+        )
     from safetensors import safe_open  # noqa: PLC0415 - most compiles do without a file
 
-    file: Any = safe_open(given, framework="pt")
-    return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - a file is no mapping
+    found: dict[str, Any] = {}
+    for each in files:
+        file: Any = safe_open(each, framework="pt")
+        found |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - a file is no mapping
+    return found

@@ -116,6 +116,7 @@ def fingerprint(module: nn.Module) -> tuple[tuple[str, str], ...]:
     return tuple(shapes + numbers + code)
 
 
+@torch.inference_mode(False)  # what is made here is used outside of it, too
 def trace(module: nn.Module, example_inputs: Sequence[Any] | Tensor | None = None, *, name: str = "") -> Traced:
     """Read a MoE block as a layer. It is verified against the module, on made-up weights, before it is accepted.
 

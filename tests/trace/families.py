@@ -84,7 +84,7 @@ def block_of(text: str) -> str:
         source = ast.get_source_segment(text, node) or ""
         makes = re.search(r"self\.(experts|input_linear) = ", source)
         calls = re.search(r"self\.(experts|router)\(", source)
-        if makes and calls and "def forward" in source and not node.name.endswith("Layer"):
+        if makes and calls and "def forward" in source and not node.name.endswith(("DecoderLayer", "TextLayer")):
             return node.name
     return ""
 

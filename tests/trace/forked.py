@@ -44,7 +44,8 @@ def _work(rank: int, count: int, store: str, function: Callable[[int], Any], tol
         dist.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timedelta(seconds=LIMIT_S)
         )
-        told.send((function(rank), ""))
+        value = function(rank)
+        dist.barrier()  # nobody leaves while others still talk to it
+        told.send((value, ""))
     except BaseException:
         told.send((None, traceback.format_exc()))
-    dist.barrier()  # nobody leaves while others still talk to it

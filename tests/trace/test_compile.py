@@ -14,7 +14,7 @@ from epsc.ir.errors import EpsError
 from tests.trace.ranks import Ranks
 from tests.trace.styles import EXPERTS, HIDDEN, STYLES, Biased, Block, Dense, IndexAdd, Stacked
 from tests.trace.test_styles import Odd
-from tests.trace.work import block_of, off
+from tests.trace.work import Tower, block_of, off
 
 LIMIT = 1e-5
 ONE_SIDED = "use copy for sent  use put for back  local_reduce back"
@@ -94,19 +94,8 @@ def test_a_router_wider_than_its_block_is_not_rounded() -> None:
 
 
 def test_equal_plans_share_lanes_and_not_weights() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = nn.ModuleList(IndexAdd() for _ in range(2))
-            self.norm = nn.LayerNorm(HIDDEN)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            for block in self.blocks:
-                x = x + block(self.norm(x))
-            return x
-
     torch.manual_seed(0)
-    model = Two().eval()
+    model = Tower([IndexAdd, IndexAdd]).eval()
     x = torch.randn(2, 6, HIDDEN)
     with torch.no_grad():
         wanted = model(x)
@@ -211,6 +200,24 @@ def test_calls_are_those_of_the_block_that_was_traced() -> None:
             masked(x, False, mask)
         with pytest.raises(EpsError, match="argument 3 was a tensor, and is None"):
             masked(x, True)
+
+
+@pytest.mark.parametrize("schedule", [None, ONE_SIDED])
+def test_what_was_compiled_in_inference_mode_runs_and_loads_outside_of_it(schedule: str | None) -> None:
+    block, x = block_of("IndexAdd"), torch.randn(1, 9, HIDDEN)
+    with torch.inference_mode():
+        compiled = epsc.compile(block, schedule=schedule, tokens=(1, 64))
+        assert off(compiled(x), block(x)) < LIMIT
+    compiled.load_state_dict(block.state_dict())
+    with torch.no_grad():
+        assert off(compiled(x), block(x)) < LIMIT
+
+
+@pytest.mark.distributed
+def test_experts_that_cannot_be_shared_evenly_are_refused(ranks_of: Callable[[int], Ranks]) -> None:
+    for code, message in ranks_of(2).run("error", "five-experts"):
+        assert code
+        assert "5 experts cannot be shared evenly by ep = 2" in message
 
 
 def test_training_mode_is_refused_afterwards_too() -> None:

@@ -55,6 +55,40 @@ def test_families_that_would_stay_on_eager_are_refused(hf: Any) -> None:
         assert off(swapped(ids).logits, wanted) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["_check_and_adjust_experts_implementation", "_can_set_experts_implementation"])
+def test_a_transformers_that_cannot_take_experts_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.modeling_utils import PreTrainedModel
+
+    import epsc.hf
+
+    monkeypatch.delattr(PreTrainedModel, name)
+    with pytest.raises(EpsError, match=f"has no `PreTrainedModel.{name}`"):
+        epsc.hf.enable()
+
+
+def test_no_transformers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    import epsc.hf
+
+    monkeypatch.setitem(sys.modules, "transformers.integrations.moe", None)
+    with pytest.raises(EpsError, match="transformers with `experts_implementation` is needed") as caught:
+        epsc.hf.enable()
+    assert caught.value.diagnostics[0].help == "pip install 'epsc[hf]'"
+
+
+def test_a_model_that_first_ran_in_inference_mode_runs_outside_of_it(hf: Any) -> None:
+    model = model_of("olmoe", "eager")
+    ids = torch.randint(1, 64, (2, 5))
+    with torch.inference_mode():
+        wanted = model(ids, use_cache=False).logits
+        model.set_experts_implementation("epsc")
+        assert off(model(ids, use_cache=False).logits, wanted) < 1e-5
+    with torch.no_grad():
+        assert off(model(ids, use_cache=False).logits, wanted) < 1e-5
+    model.load_state_dict(model.state_dict())
+
+
 def test_the_backend_captures_a_model_whole(hf: Any) -> None:
     torch._dynamo.reset()  # what other tests captured must not count here
     model = model_of("mixtral", "eager")

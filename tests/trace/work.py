@@ -60,9 +60,42 @@ def from_file(rank: int, path: str, kind: str) -> float:
         return off(compiled(x), block_of(kind)(x))
 
 
+class Tower(nn.Module):
+    """Blocks behind each other, with norms."""
+
+    def __init__(self, kinds: list[type[nn.Module]]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(kind() for kind in kinds)
+        self.norm = nn.LayerNorm(styles.HIDDEN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(self.norm(x))
+        return x
+
+
+def model_from_folder(rank: int, folder: str) -> float:
+    """A model without weights, whose blocks are swapped and read from files."""
+    kinds: list[type[nn.Module]] = [styles.IndexAdd, styles.IndexAdd]
+    with torch.device("meta"):
+        empty = Tower(kinds).eval()
+    model = epsc.compile_model(empty, dist.group.WORLD, weights=folder)
+    assert not any(p.is_meta for p in model.parameters())
+    torch.manual_seed(0)
+    whole = Tower(kinds).eval()
+    torch.manual_seed(rank)
+    x = torch.randn(1, 9, styles.HIDDEN)
+    with torch.inference_mode():
+        return off(model(x), whole(x))
+
+
 def error(_rank: int, what: str) -> tuple[str, str]:
     """The code and message of what must be refused."""
-    block = block_of("IndexAdd")
+    block = block_of("Stacked")
+    if what == "five-experts":
+        assert isinstance(block, styles.Stacked)
+        sizes = (styles.HIDDEN, 5), (5, styles.HIDDEN, styles.INNER), (5, styles.INNER, styles.HIDDEN)
+        block.gate, block.up, block.down = (nn.Parameter(torch.randn(*size)) for size in sizes)
     group: Any = None if what == "no-group" else dist.group.WORLD
     try:
         epsc.compile(block, group)
