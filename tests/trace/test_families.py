@@ -7,6 +7,7 @@ writes the row of every family that it runs, so that it may be run in parts with
 
 from __future__ import annotations
 
+import copy
 import re
 from functools import cache
 from pathlib import Path
@@ -33,7 +34,7 @@ FIRST = (
     "deepseek_v2",
     "deepseek_v3",
     "qwen2_moe",
-    "gemma4",
+    "dots3_note",
     "gpt_oss",
     "dbrx",
     "jetmoe",
@@ -104,7 +105,7 @@ def equal(family: Family, block: torch.nn.Module, traced: epsc.Traced, ranks: in
 def shown() -> dict[str, tuple[str, ...]]:
     """The rows of the table in the docs, by family."""
     lines = re.findall(r"^\| (\w+) \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    return {name: (name, *rest.split(" | ")) for name, rest in lines}
+    return {name: (name, *rest.split(" | ")) for name, rest in lines if name != "Family"}
 
 
 def summary(rows: dict[str, tuple[str, ...]]) -> str:
@@ -143,14 +144,13 @@ def test_the_table_has_every_family_and_is_counted() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_counts_as_equal_is_not_so_for_another_block(dtype: torch.dtype) -> None:
-    """One expert of eight, off by a tenth; and experts that are taken for each other."""
+    """One expert of eight, off by a quarter; and experts that are taken for each other."""
     block = made(by_name()["qwen2_moe"]).to(dtype)
-    torch.manual_seed(1)
-    compiled = epsc.compile(block, example_inputs=torch.randn(2, 5, 32, dtype=dtype))
+    compiled = epsc.compile(copy.deepcopy(block), example_inputs=given(block))  # whose weights are its own
     limit = {torch.float32: FP32, torch.bfloat16: BF16}[dtype]
     assert apart(block, compiled, 60) < limit
     state = {name: tensor.clone() for name, tensor in block.state_dict().items()}
-    state["experts.down_proj"][3] *= 1.1
+    state["experts.down_proj"][3] *= 1.25
     compiled.load_state_dict(state)
     assert apart(block, compiled, 60) > limit
     state["experts.down_proj"] = block.state_dict()["experts.down_proj"].roll(1, 0)
