@@ -69,6 +69,7 @@ def context(
         "load": load,
         "one_sided": bool(scope.slots),
         "selective": variants.selective,
+        "offloads": any(node.info.from_host for node in graph.nodes),
         "identities": any(node.kind == "identity" for node in graph.nodes),
         "one_sided_kinds": {node.kind for node in graph.nodes} & set(ONE_SIDED),
         "collective": any(step.comm for step in schedule.steps),

@@ -14,6 +14,7 @@ from epsc.ir.dims import Tensor
 from epsc.ir.graph import Graph
 from epsc.ir.scales import param_scales
 from epsc.ir.schedule import Schedule
+from epsc.machine.totals import offloaded
 
 
 def docstring(
@@ -80,7 +81,7 @@ def input_lines(schedule: Schedule) -> list[str]:
 def weight_lines(schedule: Schedule, attributes: dict[str, str]) -> list[str]:
     """A table of the weights: parameter -> attribute, shape and so on."""
     graph, base = schedule.graph, base_dtype(schedule)
-    scales = param_scales(graph)
+    scales, away = param_scales(graph), offloaded(graph)
     lines = ["WEIGHTS: dict[str, Weight] = {"]
     for param in graph.params:
         shape = tuple(dim.scale for dim in param.type.shape)
@@ -89,6 +90,8 @@ def weight_lines(schedule: Schedule, attributes: dict[str, str]) -> list[str]:
             args.append("sharded=True")
         if param.etp > 1:
             args.append(f"cut=({param.dim}, {param.parts})")
+        if param.name in away:
+            args.append("offloaded=True")
         if param.type.dtype is not base:
             args.append(f"dtype={TORCH_DTYPES[param.type.dtype]}")
         lines += call(f"{string(param.name)}: Weight", args, ",", 4)

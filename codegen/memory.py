@@ -91,13 +91,19 @@ class Memory:
             if self._first_write[buffer.storage, buffer.key] != number or not self._used(buffer):
                 continue
             rows, *rest = buffer.type.shape
+            name = self.regions.chunk(buffer.value, buffer.cuts)
+            if rows.symbol.startswith("experts("):
+                local = self.regions.slots_of(buffer.value, buffer.cuts)
+                shape = ", ".join(map(str, (local, *(dim.scale for dim in rest))))
+                found.append((name, f"{self.variable(storages[buffer.storage])}.view({shape})"))
+                continue
             width = rest[0].scale if rest else 1
             part = "part"
             if (cut := row_cut(buffer.cuts, f"`{buffer.key}`")) and cut != row_cut(step.cuts, f"`{step.key}`"):
                 part = self.regions.part(self.regions.dispatch(self.regions.graph.maker[buffer.value]), cut)
             count = self.regions.count(rows, buffer.value, part)
             expr = f"view({self.variable(storages[buffer.storage])}, {count}, {width})"
-            found.append((self.regions.chunk(buffer.value, buffer.cuts), expr))
+            found.append((name, expr))
         return found
 
     def _known_from(self) -> dict[str, int]:
@@ -117,6 +123,9 @@ class Memory:
     def _elements(self, storage: Storage, dim: Dim) -> str:
         if dim.known:
             return str(dim.scale)
+        if dim.symbol.startswith("experts("):
+            held = [buffer for buffer in self.schedule.buffers if buffer.storage == storage.name]
+            return str(dim.scale * max(self.regions.slots_of(buffer.value, buffer.cuts) for buffer in held))
         cut = row_cut(dim.cuts, f"storage `{storage.name}`")
         if is_tokens(dim.symbol) and (cut is None or cut.axis is Axis.TOKENS):
             regions, symbol = self.regions, dim.symbol

@@ -18,6 +18,7 @@ from epsc.ir.attrs import (
     ExpertGemmAttrs,
     GemmAttrs,
     RowsAttrs,
+    SlotAttrs,
     TransferAttrs,
 )
 from epsc.ir.dims import Cut
@@ -230,7 +231,10 @@ class Ops:
         def mine(name: str) -> str:
             return f"self.{self.scope.weights[name]}" + ("" if all_of_them else f"[{low}:{high}]")
 
-        weight = mine(at.node.params[0]) + ("" if at.node.attrs.transposed else ".mT")
+        where = mine(at.node.params[0])
+        if at.node.attrs.slots:
+            where = self.regions.read(at.step, next(ref for ref in at.step.reads if ref.value == at.node.ins[-1]))
+        weight = where + ("" if at.node.attrs.transposed else ".mT")
         args = [self.regions.read(at.step, at.step.reads[0]), weight]
         if self.gemms.with_bias:
             args.append(mine(at.node.params[1]) if at.node.attrs.bias else "None")
@@ -240,6 +244,17 @@ class Ops:
             args.append(target.expr)
         result = {} if at.node.kind == "expert_gemm_act" else _result(target)
         return {"choose": self.gemms.choice(at.step), "key": string(at.step.key), "args": tuple(args), **result}
+
+    def _weight_copy(self, at: At) -> Op:
+        assert isinstance(at.node.attrs, SlotAttrs)
+        local = at.node.attrs.experts // self.schedule.ep
+        weight = f"self.{self.scope.weights[at.node.params[0]]}"
+        if at.cut:
+            first, end = at.cut.index * local // at.cut.count, (at.cut.index + 1) * local // at.cut.count
+            weight = f"{weight}[{first}:{end}]"
+        # Where the host knows the counts, it brings nothing for experts without rows.
+        known = {"rows": "part.rows"} if at.node.ins else {}
+        return {"out": self.regions.write(at.step, at.step.writes[0]).expr, "weight": weight, **known}
 
     def _gemm(self, at: At) -> Op:
         assert isinstance(at.node.attrs, GemmAttrs)
@@ -386,6 +401,7 @@ _OPS: dict[str, Callable[[Ops, At], Op]] = {
     "ungroup": Ops._ungroup,
     "expert_gemm": Ops._expert_gemm,
     "expert_gemm_act": Ops._expert_gemm,
+    "weight_copy": Ops._weight_copy,
     "gemm": Ops._gemm,
     "activation": Ops._activation,
     "add": Ops._elementwise,

@@ -28,7 +28,10 @@ _SAME = frozenset(
     ]
 )
 _NOTHING = frozenset(
-    ["layout", "exchange", "sizes", "arrange", "count", "locate", "aim", "fetch", "own_rows", "gather_counts"]
+    [
+        *("weight_copy", "layout", "exchange", "sizes", "arrange", "count", "locate", "aim", "fetch", "own_rows"),
+        "gather_counts",
+    ]
 )
 
 
@@ -63,7 +66,8 @@ class Reference:
 
     def _node(self, node: Node) -> list[str]:
         if node.kind in _NOTHING:
-            chosen = next((self.experts.get(value, "") for value in node.ins if value in self.experts), node.ins[0])
+            chosen = next((self.experts.get(value, "") for value in node.ins if value in self.experts), "")
+            chosen = chosen or next(iter(node.ins), "")
             self.experts.update(dict.fromkeys(node.outs, chosen))
             return []
         if node.kind in _SAME:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from epsc.codegen.names import Names
-from epsc.ir.attrs import RowsAttrs
+from epsc.ir.attrs import RowsAttrs, SlotAttrs
 from epsc.ir.dims import Axis, Cut, Cuts, Dim, cuts_text, is_tokens
 from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.graph import Graph, Node
@@ -132,6 +132,13 @@ class Regions:
         attrs = known.attrs
         assert isinstance(attrs, RowsAttrs)
         return attrs.experts
+
+    def slots_of(self, value: str, cuts: Cuts) -> int:
+        """How many experts' weights a piece of a `weight_copy` holds."""
+        attrs = self.graph.maker[value].attrs
+        assert isinstance(attrs, SlotAttrs)
+        local = attrs.experts // self.schedule.ep
+        return (cuts[0].index + 1) * local // cuts[0].count - cuts[0].index * local // cuts[0].count if cuts else local
 
     def selective(self, dispatch: str) -> bool:
         """Whether it sends some copies of a token only."""

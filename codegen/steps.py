@@ -12,7 +12,7 @@ from epsc.codegen.memory import Memory
 from epsc.codegen.names import string
 from epsc.codegen.ops import At, Op, Ops
 from epsc.codegen.regions import Regions, row_cut
-from epsc.ir.attrs import Direction, ExpertGemmActAttrs, RouteAttrs, TransferAttrs
+from epsc.ir.attrs import Direction, ExpertGemmActAttrs, RouteAttrs, SlotAttrs, TransferAttrs
 from epsc.ir.dims import Axis, Cut
 from epsc.ir.graph import Node
 from epsc.ir.impls import impls_of
@@ -118,6 +118,10 @@ class Steps:
             return f"{self._experts(node, cut)} on their rows, by {step.impl}"
         if isinstance(node.attrs, ExpertGemmActAttrs):
             return f"{self._experts(node, cut)} on their rows, and {node.attrs.fn} of that, by {step.impl}"
+        if isinstance(node.attrs, SlotAttrs):
+            which = self._experts(node, cut) if node.ins else f"expert {cut.index if cut else 0}"
+            slot = cut.index % node.attrs.slots if cut else 0
+            return f"the weight of {which} comes from the host into slot {slot}"
         if node.kind == "all2all":
             assert isinstance(node.attrs, TransferAttrs)
             there = node.attrs.direction is Direction.DISPATCH
@@ -151,7 +155,7 @@ class Steps:
             args.append("mark=True")
         if step.key in self.signalled:
             args.append("signal=True")
-        if node.info.role is Role.TRANSFER and not node.info.one_sided:
+        if node.info.collective:
             args.append("transfer=True")
         if step.sms and node.info.role is Role.COMPUTE and step.sms < self.schedule.chip_sms:
             args.append(f"sms_left={self.schedule.chip_sms - step.sms}")

@@ -28,6 +28,7 @@ from epsc.ir.spec import (
     Load,
     LocalReduce,
     Name,
+    Offload,
     On,
     OverlapNone,
     Preset,
@@ -192,6 +193,8 @@ class Builder:
                 return LocalReduce(self._targets(parts[0]), span, comments)
             case "room":
                 return Room(self._expr(parts[0]), self._targets(parts[1]), span, comments)
+            case "offload":
+                return Offload(self._targets(parts[0]), self._expr(parts[1]), span, comments)
             case "reserve":
                 return Reserve(self._expr(parts[0]), self._targets(parts[1]), span, comments)
             case "beside":

@@ -36,6 +36,7 @@ _FORMS = {
     "DEDUP": "it reads `dedup NAMES`, of dispatches",
     "LOCAL_REDUCE": "it reads `local_reduce NAMES`, of combines",
     "ROOM": "it reads `room FACTOR for NAMES`, of dispatches",
+    "OFFLOAD": "it reads `offload NAMES into COUNT slots`, of experts' weights",
     "RESERVE": "a reservation reads `reserve COUNT sms for NAMES`",
     "RUN": "an order reads `run NAMES beside NAMES`, `run NAMES before NAMES` or `run NAMES on LANE`",
     "OVERLAP": "it reads `overlap none`",
@@ -68,7 +69,9 @@ def expectation(accepted: set[str], before: str, at_start: bool) -> str:
         parts.append("an item (`let`, `preset`, `layer`, `cluster`, `tokens`, `schedule`)")
         rest -= {*ITEM_WORDS, "TOKENS", END}
     if "SPLIT" in rest:
-        parts.append("a directive (`split`, `use`, `dedup`, `local_reduce`, `room`, `reserve`, `run`, `overlap`)")
+        parts.append(
+            "a directive (`split`, `use`, `dedup`, `local_reduce`, `room`, `offload`, `reserve`, `run`, `overlap`)"
+        )
         rest -= DIRECTIVE_WORDS
     if "RETURN" in rest:
         parts.append("a statement (`name = ...`, `return ...`)")

@@ -20,6 +20,7 @@ from epsc.ir.spec import (
     Let,
     Load,
     LocalReduce,
+    Offload,
     On,
     OverlapNone,
     Preset,
@@ -179,6 +180,8 @@ def _directive(directive: Directive) -> str:
             return f"local_reduce {_names(directive.targets)}"
         case Room():
             return f"room {flat(directive.factor)} for {_names(directive.targets)}"
+        case Offload():
+            return f"offload {_names(directive.targets)} into {flat(directive.slots)} slots"
         case Reserve():
             return f"reserve {flat(directive.sms)} sms for {_names(directive.targets)}"
         case Beside():

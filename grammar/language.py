@@ -14,7 +14,7 @@ RESERVED = frozenset({"LET", "PRESET", "LAYER", "CLUSTER", "SCHEDULE", "RETURN"}
 """Kinds of the words that are never names; eps.lark says why."""
 ITEM_WORDS = RESERVED - {"RETURN"}
 BLOCK_WORDS = ITEM_WORDS - {"LET"}
-DIRECTIVE_WORDS = frozenset({"SPLIT", "USE", "DEDUP", "LOCAL_REDUCE", "ROOM", "RESERVE", "RUN", "OVERLAP"})
+DIRECTIVE_WORDS = frozenset({"SPLIT", "USE", "DEDUP", "LOCAL_REDUCE", "ROOM", "OFFLOAD", "RESERVE", "RUN", "OVERLAP"})
 OPENING = frozenset({"LPAR", "LSQB"})
 CLOSING = frozenset({"RPAR", "RSQB"})
 

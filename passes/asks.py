@@ -9,7 +9,20 @@ from epsc.ir.dims import TOKENS, is_tokens
 from epsc.ir.errors import Faults, Note, did_you_mean
 from epsc.ir.graph import Graph, Node
 from epsc.ir.source import Span
-from epsc.ir.spec import Before, Beside, Dedup, LocalReduce, On, Reserve, Room, ScheduleDecl, Split, Target, Use
+from epsc.ir.spec import (
+    Before,
+    Beside,
+    Dedup,
+    LocalReduce,
+    Offload,
+    On,
+    Reserve,
+    Room,
+    ScheduleDecl,
+    Split,
+    Target,
+    Use,
+)
 from epsc.passes.numbers import MOST, Numbers
 from epsc.passes.questions import name_of, needed
 
@@ -31,11 +44,13 @@ class Asks:
     """Activations that stay ops of their own behind an expert gemm, because the schedule chooses an implementation of
     either (other than the one that has both), or asks one thing of the activation and another of the gemm."""
 
+    slots: dict[str, int] = field(default_factory=dict)
+    """Expert gemm -> the slots that its weight goes through, which stays in the memory of the host."""
     lost: frozenset[str] = frozenset()
     """Of a layer with faults: dispatches (as it names them) that are to be one-sided, whose combine the faults took."""
 
     def __bool__(self) -> bool:
-        return bool(self.transports or self.apart)
+        return bool(self.transports or self.apart or self.slots)
 
 
 NOTHING = Asks()
@@ -52,13 +67,14 @@ def asks_of(decl: ScheduleDecl, said: Graph, numbers: Numbers, vague: frozenset[
     found = _found(decl, said, vague, faults)
     transports = found.transports
     rooms = _rooms(decl, said, transports, numbers, vague, faults)
+    slots = _slots(decl, said, transports, numbers, vague, faults)
     faults.raise_if_any()
     homes = _homes(said)
     lost = {name for name in transports if name in homes and not homes[name]}
     chosen = {name: transport.name for name, transport in transports.items() if name not in lost}
     copies = frozenset(name for name in chosen if chosen[name] == "put" and name not in found.wants)
     rooms = {name: room for name, room in rooms.items() if name in chosen}
-    return Asks(chosen, copies, rooms, _apart(decl, said), frozenset(said.node[name].origin for name in lost))
+    return Asks(chosen, copies, rooms, _apart(decl, said), slots, frozenset(said.node[name].origin for name in lost))
 
 
 def _homes(said: Graph) -> dict[str, list[Node]]:
@@ -186,6 +202,61 @@ def _rooms(
             spans.setdefault(node.name, room.span)
             if factor is not None:
                 found[node.name] = float(factor)
+    return found
+
+
+def _slots(
+    decl: ScheduleDecl,
+    said: Graph,
+    transports: dict[str, _Transport],
+    numbers: Numbers,
+    vague: frozenset[str],
+    faults: Faults,
+) -> dict[str, int]:
+    """What `offload` asks for, by expert gemm."""
+    gemms: dict[str, list[Node]] = {}
+    for node in needed(said):
+        if node.kind == "expert_gemm":
+            gemms.setdefault(name_of(node), []).append(node)
+    found: dict[str, int] = {}
+    spans: dict[str, Span | None] = {}
+    for offload in decl.directives:
+        if not isinstance(offload, Offload):
+            continue
+        for node in (node for target in offload.targets for node in gemms.get(target.name, ())):
+            dispatch = said.types[node.ins[0]].shape[0].symbol[len("rows(") : -1]
+            if getattr(said.node[dispatch].attrs, "etp", 1) > 1:
+                faults.add(
+                    "offload-shared",
+                    f"`{name_of(node)}` is cut over the ranks of etp: a slot holds the whole weight of an expert",
+                    offload.span,
+                    help="leave out the `offload`, or etp",
+                )
+            if dispatch in transports:
+                faults.add(
+                    "split-one-sided",
+                    f"the experts of `{name_of(node)}` cannot be taken one at a time: rows that travel one-sided"
+                    " lie in one piece",
+                    offload.span,
+                    help="leave out the `offload`, or let an all2all move the rows",
+                )
+        told = len(numbers.faults.diagnostics)
+        slots = numbers.whole(offload.slots, "the number of slots")
+        faults.diagnostics += numbers.faults.diagnostics[told:]
+        del numbers.faults.diagnostics[told:]
+        for target in offload.targets:
+            if target.name not in gemms and target.name not in vague:
+                faults.add(
+                    "not-an-expert-weight",
+                    f"`{target.name}` is no weight of experts: `offload` brings them one expert at a time",
+                    target.span,
+                    help=did_you_mean(target.name, gemms),
+                )
+            elif target.name in spans:
+                notes = [Note("first here", spans[target.name])]
+                faults.add("offload-twice", f"`{target.name}` is offloaded twice", target.span, notes=notes)
+            spans.setdefault(target.name, target.span)
+            found |= {node.name: slots or 1 for node in gemms.get(target.name, ())}
     return found
 
 

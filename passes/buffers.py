@@ -6,6 +6,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from epsc.ir.attrs import SlotAttrs
 from epsc.ir.dims import Cuts, Dim
 from epsc.ir.graph import Graph
 from epsc.ir.schedule import Buffer, Schedule, Stage, Step, Storage
@@ -27,7 +28,7 @@ class Buffers:
 
     A value that is made and read chunk by chunk gets a buffer per chunk, so that chunks can follow each other through
     the same memory. Sharing never adds a wait: a buffer joins a storage only if everything that used the storage before
-    is certainly finished when the buffer is first written.
+    is certainly finished when the buffer is first written. Weights from the host take turns in their slots.
     """
 
     name: ClassVar[str] = "buffers"
@@ -43,19 +44,25 @@ class Buffers:
         storages: list[_Storage] = []
         starts: list[int] = []  # of the storages' first uses: ascending, because buffers come in the order of theirs
         buffers: list[Buffer] = []
+        slots: dict[tuple[str, int], _Storage] = {}
         for (value, cuts), steps in uses.items():
             tensor = graph.types[value].cut(cuts)
             size = tensor.numel
             home = None
             symmetric = graph.maker[value].info.one_sided
-            if self.share and value not in graph.results and not symmetric:
+            slot = _slot(graph, value, cuts)
+            if slot is not None:
+                home = slots.get((value, slot))
+            elif self.share and value not in graph.results and not symmetric:
                 # Memory is taken before a storage's first use, and by then every size must be known to the host.
                 known = bisect_left(starts, known_from.get(size.symbol, -1))
                 home = next((s for s in storages[known:] if s.takes(steps, happens, graph, value)), None)
             if home is None:
-                closed = symmetric or value in graph.results
+                closed = symmetric or value in graph.results or slot is not None
                 home = _Storage(f"s{len(storages)}", value, {}, closed, symmetric)
                 storages.append(home)
+                if slot is not None:
+                    slots[value, slot] = home
                 starts.append(steps[0][0])
             home.sizes[size] = None
             home.last = {step.lane: step.key for _, step in steps}
@@ -68,6 +75,14 @@ class Buffers:
                 Storage(s.name, graph.types[s.value].dtype, _largest(list(s.sizes)), s.symmetric) for s in storages
             ),
         )
+
+
+def _slot(graph: Graph, value: str, cuts: Cuts) -> int | None:
+    """The slot that an expert's weight comes into; none for anything else."""
+    attrs = graph.maker[value].attrs
+    if not isinstance(attrs, SlotAttrs):
+        return None
+    return cuts[0].index % attrs.slots if cuts else 0
 
 
 @dataclass

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from epsc.ir.attrs import Attrs, Direction, PlaceAttrs, RowsAttrs, TransferAttrs
-from epsc.ir.dims import RANKS, SLOTS, TOKENS, Dim, DType, Tensor, rows, sends
+from epsc.ir.attrs import Attrs, Direction, ExpertGemmAttrs, PlaceAttrs, RowsAttrs, SlotAttrs, TransferAttrs
+from epsc.ir.dims import RANKS, SLOTS, TOKENS, Dim, DType, Tensor, own_experts, rows, sends
 from epsc.ir.graph import Graph, Node
 from epsc.passes.asks import NOTHING, Asks
 from epsc.passes.questions import needed
@@ -50,6 +50,8 @@ class Canonicalise:
                                     back          = sum_ranks(back.put)
         and each copy apart  -->    back.put      = put_back(h, place)       a row for each copy goes home
                                     back          = sum_copies(back.put, r.weights)
+        g = gemm(sent, w)      -->  g.slots       = weight_copy(w)           where `w` is offloaded: from the host
+                                    g             = expert_gemm(sent, g.slots)
     """
 
     name: ClassVar[str] = "canonicalise"
@@ -81,12 +83,35 @@ class Canonicalise:
                 nodes += _scatter_rows(node, types)
             elif node.kind == "expert_gemm":
                 dispatch = types[node.ins[0]].shape[0].symbol[len("rows(") : -1]
-                nodes.append(replace(node, ins=(node.ins[0], ends[dispatch])))
+                nodes += _expert_gemm(node, types, dispatch, ends[dispatch], asks.slots.get(node.name, 0))
             else:
                 nodes.append(node)
         lowered = graph.with_nodes(tuple(nodes), types)
         used = {name for node in nodes for name in node.params}
         return replace(lowered, params=tuple(p for p in graph.params if p.name in used))
+
+
+def _expert_gemm(node: Node, types: dict[str, Tensor], dispatch: str, ends: str, slots: int) -> list[Node]:
+    """The product, and what brings its weight where that stays with the host."""
+    gemm = replace(node, ins=(node.ins[0], ends))
+    if not slots:
+        return [gemm]
+    assert isinstance(node.attrs, ExpertGemmAttrs)
+    name, wide, made = f"{node.name}.slots", types[node.ins[0]].shape[1], Dim(node.attrs.out)
+    shape = (wide, made) if node.attrs.transposed else (made, wide)
+    types[name] = Tensor(types[node.name].dtype, (own_experts(dispatch), *shape))
+    copy = replace(
+        node,
+        name=name,
+        kind="weight_copy",
+        # Counts come before it where the host learns them: experts without rows are passed over.
+        ins=(f"{dispatch}.sizes",) if f"{dispatch}.sizes" in types else (),
+        outs=(name,),
+        attrs=SlotAttrs(node.attrs.experts, slots),
+        params=node.params[:1],
+        origin=name,
+    )
+    return [copy, replace(gemm, ins=(*gemm.ins, name), attrs=replace(node.attrs, slots=slots))]
 
 
 def _dispatch(node: Node, types: dict[str, Tensor]) -> list[Node]:

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import ClassVar
 
-from epsc.ir.attrs import Direction, TransferAttrs
+from epsc.ir.attrs import Direction, SlotAttrs, TransferAttrs
 from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.graph import Graph, Node
 from epsc.ir.kinds import Role
 from epsc.ir.regions import Regions
 from epsc.ir.schedule import Schedule, Stage, Step
 from epsc.passes.place import COMPUTE_LANE
-from epsc.passes.questions import SUMS, is_dispatch
+from epsc.passes.questions import SUMS, is_dispatch, slot_before
 from epsc.passes.wishes import Context, Wishes
 
 # When a step would like to be issued, in chunks: chunk i of the experts' work is due at time i.
@@ -91,6 +91,8 @@ class Order:
             if is_dispatch(node):
                 ahead = self.prefetch or (2 if step.lane in combining and step.lane != COMPUTE_LANE else 0)
                 return max(_FIRST_DISPATCH, chunk - ahead - 0.5) if ahead else _FIRST_DISPATCH
+            if isinstance(node.attrs, SlotAttrs):
+                return float(chunk - node.attrs.slots)  # as soon as its slot is free
             if node.kind in ("arrange", "locate"):
                 return _ARRANGE
             if node.name in beside:
@@ -215,6 +217,15 @@ def _dependencies(schedule: Schedule) -> tuple[list[list[int]], list[int]]:
         for ref in step.reads:
             if ref.value in writers:
                 edges |= {(w, i) for w in writers[ref.value].meeting(ref.cuts)}
+    readers: dict[str, Regions[int]] = {}
+    for i, step in enumerate(schedule.steps):
+        for ref in step.reads:
+            readers.setdefault(ref.value, Regions()).add(ref.cuts, i)
+    for i, step in enumerate(schedule.steps):
+        for ref in step.writes:
+            if (before := slot_before(schedule.graph, ref)) is not None:
+                # The slot is free when the expert that it held is done.
+                edges |= {(r, i) for r in readers[before.value].meeting(before.cuts)}
     for first, then in schedule.order:
         edges |= {(a, b) for a in of_node[first] for b in of_node[then]}
     for a, b in sorted(edges):

@@ -12,15 +12,17 @@ from epsc.ir.schedule import HOST_LANE, Lane, Schedule, Stage, Step
 from epsc.passes.wishes import Context
 
 COMPUTE_LANE = "compute"
+HOST_LINK_LANE = "host_link"
 
 
 @dataclass(frozen=True)
 class Place:
     """Put steps on lanes.
 
-    Everything runs on `compute`, but: host steps on `host`; transfers that the schedule splits, runs beside something
-    or reserves SMs for, on lanes of their own (`dispatch`, `combine`; one `transfer` lane for two that share SMs);
-    and what a `run .. on` names, where it says. Each lane that transfers has a communicator of its own name.
+    Everything runs on `compute`, but: host steps on `host`; weights from the host on `host_link`; transfers that the
+    schedule splits, runs beside something or reserves SMs for, on lanes of their own (`dispatch`, `combine`; one
+    `transfer` lane for two that share SMs); and what a `run .. on` names, where it says. Each lane that transfers has a
+    communicator of its own name.
 
     Where SMs are reserved, GEMMs are limited to the rest, so that the two do not queue for the chip; GEMMs on several
     lanes share that rest evenly, because they may meet.
@@ -40,7 +42,11 @@ class Place:
             origins = {graph.node[name].origin for name in freed}
             for node in graph.nodes:
                 # What a rank tells the others is short, and waited for at once.
-                if node.info.role is Role.TRANSFER and node.origin in origins and node.kind != "tell":
+                if (
+                    node.info.role is Role.TRANSFER
+                    and node.origin in origins
+                    and not (node.kind == "tell" or node.info.from_host)
+                ):
                     lane_of[node.name] = _own_lane(node)
             for partition in wishes.partitions:
                 directions = {_own_lane(graph.node[name]) for name in partition.nodes}
@@ -50,6 +56,7 @@ class Place:
                 # Two things of the compute lane can only overlap on two streams.
                 if not any(name in lane_of for name in (*beside.these, *beside.others)):
                     lane_of |= {name: "side" for name in beside.these if graph.node[name].info.role is not Role.HOST}
+            lane_of |= {node.name: HOST_LINK_LANE for node in graph.nodes if node.info.from_host}
             lane_of |= wishes.lanes
         sms_of = {name: partition.sms for partition in wishes.partitions for name in partition.nodes}
         gemm_lanes = {lane_of.get(n.name, COMPUTE_LANE) for n in graph.nodes if n.info.role is Role.COMPUTE}
@@ -59,7 +66,7 @@ class Place:
         def placed(step: Step) -> Step:
             node = graph.node[step.node]
             lane = HOST_LANE if node.info.role is Role.HOST else lane_of.get(node.name, COMPUTE_LANE)
-            collective = node.info.role is Role.TRANSFER and not node.info.one_sided
+            collective = node.info.collective
             comm = _comm(node, lane) if collective else ""
             sms = 0
             if sms_of and lane_of:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from epsc.ir.attrs import CallAttrs, Direction, ExpertGemmActAttrs, ExpertGemmAttrs, TransferAttrs
+from dataclasses import replace
+
+from epsc.ir.attrs import CallAttrs, Direction, ExpertGemmActAttrs, ExpertGemmAttrs, SlotAttrs, TransferAttrs
 from epsc.ir.dims import Axis, DType
 from epsc.ir.graph import Graph, Node
 from epsc.ir.kinds import KINDS
+from epsc.ir.schedule import Ref
 
 LOWERED_AXES = (Axis.EXPERT_GROUP, Axis.TOKENS)
 """Axes that the passes can cut along today; the others are in the language and the types only."""
@@ -68,9 +71,19 @@ def at_experts(graph: Graph, node: Node) -> bool:
 def axes_of(graph: Graph, node: Node) -> frozenset[Axis]:
     """The axes along which this op can be cut: those of its kind that its result has."""
     rows = graph.types[node.outs[0]].shape[0]
-    at_home = not rows.symbol.startswith(("rows(", "gets(")) and node.kind != "all2all"
+    at_home = not rows.symbol.startswith(("rows(", "gets(", "experts(")) and node.kind != "all2all"
     without = {Axis.EXPERT_GROUP, Axis.PEER} if at_home else set()
     return KINDS[node.kind].axes - without
+
+
+def slot_before(graph: Graph, ref: Ref) -> Ref | None:
+    """The expert whose weight lay in the slot before the one of `ref` was brought there; none if it is the first."""
+    maker = graph.maker.get(ref.value)
+    if maker is None or not isinstance(maker.attrs, SlotAttrs) or not ref.cuts:
+        return None
+    (cut,) = ref.cuts
+    index = cut.index - maker.attrs.slots
+    return Ref(ref.value, (replace(cut, index=index),)) if index >= 0 else None
 
 
 def is_dispatch(node: Node) -> bool:

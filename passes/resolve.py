@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from epsc.ir.attrs import CollectiveAttrs, TransferAttrs
+from epsc.ir.attrs import CollectiveAttrs, SlotAttrs, TransferAttrs
 from epsc.ir.dims import Axis
 from epsc.ir.errors import Faults, Note, did_you_mean
 from epsc.ir.graph import Graph, Node
@@ -16,6 +16,7 @@ from epsc.ir.spec import (
     Before,
     Beside,
     Name,
+    Offload,
     On,
     OverlapNone,
     Reserve,
@@ -35,6 +36,9 @@ from epsc.passes.questions import (
     why_not_persistent,
 )
 from epsc.passes.wishes import OneThenOther, Partition, SideBySide, Wishes
+
+_BETWEEN = frozenset({"expert_gemm", "expert_gemm_act", "activation", "add", "mul"})
+"""Kinds that work on the rows of experts, where these lie by expert."""
 
 
 def resolve(
@@ -139,6 +143,7 @@ class _Resolver:
                             lanes[node.name] = lane
                 case OverlapNone():
                     overlap = False
+        self._split_offloaded(splits, spans)
         reserved = sum(partition.sms for partition in partitions)
         if partitions and reserved >= self.chip_sms:
             self.faults.add(
@@ -162,6 +167,33 @@ class _Resolver:
             overlap,
             choice_spans,
         )
+
+    def _split_offloaded(self, splits: dict[str, tuple[Axis, int]], spans: dict[str, Span | None]) -> None:
+        """What reads weights that come one expert at a time is done one expert at a time."""
+        said = next((each.span for each in self.decl.directives if isinstance(each, Offload)), None)
+        for copy in self.graph.nodes:
+            if not isinstance(copy.attrs, SlotAttrs):
+                continue
+            (gemm,) = self.graph.users[copy.outs[0]]
+            rows = self.graph.types[gemm.ins[0]].shape[0].symbol
+            one_each = Axis.EXPERT_GROUP, copy.attrs.experts // self.ep
+            between = [
+                node
+                for node in self.graph.nodes
+                if node.kind in _BETWEEN and self.graph.types[node.outs[0]].shape[0].symbol == rows
+            ]
+            for node in (copy, *between) if one_each[1] > 1 else ():
+                if splits.get(node.name, one_each) != one_each:
+                    self.faults.add(
+                        "split-mismatch",
+                        f"`{node.origin}` is split, but the weights that it is made with come one expert at a time:"
+                        f" {one_each[1]} on each rank",
+                        spans.get(node.name),
+                        notes=[Note("offloaded here", said)],
+                        help=f"leave out the `split`, or split `{node.origin}` by expert_group into {one_each[1]}",
+                    )
+                splits[node.name] = one_each
+                spans.setdefault(node.name, said)
 
     # --- targets ------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from epsc.ir.regions import Regions
 from epsc.ir.schedule import Hazard, Schedule, Stage, Wait
+from epsc.passes.questions import slot_before
 from epsc.passes.wishes import Context
 from epsc.proof.happens import Happens
 
@@ -15,8 +16,9 @@ from epsc.proof.happens import Happens
 class Synchronise:
     """Derive waits: for every two uses of a value on two lanes, one of them a write, the later waits for the earlier.
 
-    Not when lanes, the host or another wait guarantee it already: every wait left is one that a race needs. What other
-    ranks write here as well is waited for everywhere.
+    A weight that comes into a slot waits for the uses of the one that it replaces. Not when lanes, the host or another
+    wait guarantee it already: every wait left is one that a race needs. What other ranks write here as well is waited
+    for everywhere.
     """
 
     name: ClassVar[str] = "synchronise"
@@ -39,6 +41,10 @@ class Synchronise:
                         needs.setdefault(j, Wait(key, ref.value, hazard))
                         if hazard is Hazard.RAW and schedule.graph.maker[ref.value].info.one_sided:
                             signals.setdefault(j, Wait(key, ref.value, hazard, everywhere=True))
+            for before in filter(None, (slot_before(schedule.graph, ref) for ref in step.writes)):
+                for earlier, hazard in ((read, Hazard.WAR), (written, Hazard.WAW)):
+                    for j, key in earlier[before.value].meeting(before.cuts):
+                        needs.setdefault(j, Wait(key, before.value, hazard))
             clock, heard = happens.base(step), happens.heard_before(step)
             waits = []
             # The latest first: what it guarantees need not be waited for again.

@@ -15,8 +15,8 @@ from epsc.ir.dims import DType
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _FLOAT = r"[0-9]+\.[0-9]+(?:[eE][+-]?[0-9]+)?|[0-9]+[eE][+-]?[0-9]+"
 _DTYPES = tuple(dtype.value for dtype in DType)
-_DIRECTIVES = ("split", "use", "dedup", "local_reduce", "reserve", "room", "run", "overlap")
-_INSIDE = ("by", "into", "for", "when", "else", "sms", "beside", "before", "on", "none")
+_DIRECTIVES = ("split", "use", "dedup", "local_reduce", "offload", "reserve", "room", "run", "overlap")
+_INSIDE = ("by", "into", "for", "when", "else", "sms", "slots", "beside", "before", "on", "none")
 
 _COMMON: list[Any] = [
     (r"\s+", Text),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from epsc.interpret.arithmetic import wide
-from epsc.ir.attrs import RowsAttrs, TransferAttrs
+from epsc.ir.attrs import RowsAttrs, SlotAttrs, TransferAttrs
 from epsc.ir.errors import Diagnostic, EpsError
 
 
@@ -28,6 +28,11 @@ def layout(a: RowsAttrs, experts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         raise EpsError(Diagnostic("no-such-expert", message))
     order = flat.argsort(stable=True)
     return order, order.argsort(), flat.bincount(minlength=a.experts)
+
+
+def weight_copy(_: SlotAttrs, *given: Tensor) -> Tensor:
+    """The weights of all experts, after what came before: nobody here waits for a slot."""
+    return given[-1]
 
 
 def exchange(_: TransferAttrs, counts: Tensor) -> Tensor:

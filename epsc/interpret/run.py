@@ -8,7 +8,7 @@ from torch import Tensor
 
 from epsc.interpret import arithmetic, collectives, lowered, one_sided, said
 from epsc.interpret.shapes import Sizes, check_given, checked
-from epsc.ir.attrs import CallAttrs
+from epsc.ir.attrs import CallAttrs, ExpertGemmAttrs
 from epsc.ir.graph import Graph
 from epsc.ir.shards import whole
 
@@ -41,10 +41,13 @@ def interpret(
         ins = [values[name] for name in node.ins]
         if node.kind == "expert_gemm" and len(ins) == 1:
             ins.append(said.ended(graph, node, values))
+        params = [weights[name] for name in node.params]
+        if isinstance(node.attrs, ExpertGemmAttrs) and node.attrs.slots:
+            params[0] = ins.pop()
         if isinstance(node.attrs, CallAttrs):
             made = modules[node.attrs.module](*ins)
         else:
-            made = _OPS[node.kind](node.attrs, *ins, *(weights[name] for name in node.params))
+            made = _OPS[node.kind](node.attrs, *ins, *params)
         outs = made if isinstance(made, tuple) else (made,)
         for name, value in zip(node.outs, outs, strict=True):
             values[name] = checked(graph, node, name, value, sizes)
@@ -59,6 +62,7 @@ _OPS: dict[str, Callable[..., object]] = {
     "identity": said.identity,
     "select_local": said.dispatch,
     "scatter_rows": said.combine,
+    "weight_copy": lowered.weight_copy,
     "layout": lowered.layout,
     "exchange": lowered.exchange,
     "sizes": lowered.sizes,

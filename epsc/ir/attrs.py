@@ -147,6 +147,16 @@ class ExpertGemmAttrs:
     out: int
     bias: bool = False
     transposed: bool = False
+    slots: int = 0
+    """Its weight is read from so many slots, which a `weight_copy` fills; 0: from where the module keeps it."""
+
+
+@dataclass(frozen=True)
+class SlotAttrs:
+    """The weight of `experts` experts, that of a rank's e-th in slot e mod `slots`."""
+
+    experts: int
+    slots: int
 
 
 class Act(StrEnum):
@@ -210,6 +220,7 @@ class ExpertGemmActAttrs(ExpertGemmAttrs):
             gemm.out,
             gemm.bias,
             gemm.transposed,
+            gemm.slots,
             fn=act.fn,
             limit=act.limit,
             alpha=act.alpha,
@@ -244,6 +255,7 @@ Attrs = (
     | CollectiveAttrs
     | GemmAttrs
     | ExpertGemmAttrs
+    | SlotAttrs
     | ActAttrs
     | CallAttrs
     | NoAttrs

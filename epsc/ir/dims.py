@@ -105,8 +105,8 @@ class Dim:
 
     Symbols are counts that a run knows: `tokens` (rows of the layer's input on this rank), `tokens(a)` (its share of
     them, if the ranks of mesh axis `a` have the same), `rows(d)` (rows that arrive at this rank through dispatch `d`),
-    `sends(d)` (rows that leave it), each restricted by cuts; `slots` (a place for every token that a rank may have, for
-    each rank) and `ranks`.
+    `sends(d)` (rows that leave it), `experts(d)` (those of this rank that `d` sends to), each restricted by cuts;
+    `slots` (a place for every token that a rank may have, for each rank) and `ranks`.
     """
 
     scale: int
@@ -162,6 +162,11 @@ def rows(dispatch: str) -> Dim:
 def sends(dispatch: str) -> Dim:
     """Rows that leave this rank through `dispatch`, where it does not take every copy."""
     return Dim(1, f"sends({dispatch})")
+
+
+def own_experts(dispatch: str) -> Dim:
+    """Experts of this rank that `dispatch` sends to."""
+    return Dim(1, f"experts({dispatch})")
 
 
 class DType(StrEnum):

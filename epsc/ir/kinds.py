@@ -20,6 +20,7 @@ from epsc.ir.attrs import (
     PlaceAttrs,
     RouteAttrs,
     RowsAttrs,
+    SlotAttrs,
     TransferAttrs,
 )
 from epsc.ir.dims import Axis
@@ -55,11 +56,18 @@ class Kind:
     one_sided: bool = False
     """It writes into the memory of other ranks, each its own part: whoever reads there waits for all ranks."""
     moves_rows: bool = False
+    from_host: bool = False
+    """It brings weights from the memory of the host, over a link of its own."""
+
+    @property
+    def collective(self) -> bool:
+        """Whether all ranks take part in it, in one order."""
+        return self.role is Role.TRANSFER and not (self.one_sided or self.from_host)
 
     @property
     def makes_rows(self) -> bool:
         """Whether its result is rows of numbers, which need a buffer, and not an index or a count."""
-        return self.moves_rows or self.role in (Role.MEMORY, Role.COMPUTE)
+        return self.moves_rows or self.from_host or self.role in (Role.MEMORY, Role.COMPUTE)
 
 
 def _table(*kinds: Kind) -> dict[str, Kind]:
@@ -149,6 +157,14 @@ KINDS: dict[str, Kind] = _table(
     ),
     Kind("regroup", "received rows, index -> rows by expert", Role.MEMORY, RowsAttrs, _ROWWISE),
     Kind("ungroup", "rows by expert, index -> rows by source rank", Role.MEMORY, RowsAttrs, _ROWS_AND_COLUMNS),
+    Kind(
+        "weight_copy",
+        "(sizes); weight[experts, m, n] of the host -> weight[experts(d), m, n], experts taking turns in slots",
+        Role.TRANSFER,
+        SlotAttrs,
+        frozenset({Axis.EXPERT_GROUP}),
+        from_host=True,
+    ),
     Kind(
         "expert_gemm",
         "rows[rows(d), n], ends; weight[experts, m, n] -> rows[rows(d), m]",

@@ -251,6 +251,16 @@ class Room:
 
 
 @dataclass(frozen=True)
+class Offload:
+    """`offload gate_up, down into 2 slots`: the host keeps the weights; each expert's comes when it is due."""
+
+    targets: tuple[Target, ...]
+    slots: Expr
+    span: Span | None = _span()
+    comments: Comments = _NO_COMMENTS
+
+
+@dataclass(frozen=True)
 class Reserve:
     """`reserve 16 sms for sent, back`."""
 
@@ -298,7 +308,7 @@ class OverlapNone:
     comments: Comments = _NO_COMMENTS
 
 
-Directive = Split | Use | Dedup | LocalReduce | Room | Reserve | Beside | Before | On | OverlapNone
+Directive = Split | Use | Dedup | LocalReduce | Room | Offload | Reserve | Beside | Before | On | OverlapNone
 
 
 @dataclass(frozen=True)

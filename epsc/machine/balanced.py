@@ -10,7 +10,7 @@ from functools import cache
 from math import prod, sqrt
 from statistics import NormalDist
 
-from epsc.ir.attrs import ExpertGemmAttrs, PlaceAttrs, RouteAttrs, RowsAttrs, TransferAttrs
+from epsc.ir.attrs import ExpertGemmAttrs, PlaceAttrs, RouteAttrs, RowsAttrs, SlotAttrs, TransferAttrs
 from epsc.ir.dims import Axis, Cut, Cuts, Dim, Tensor
 from epsc.ir.graph import Node
 from epsc.ir.impls import Metric
@@ -24,7 +24,7 @@ def elements(cut: Cut, n: int) -> int:
 
 def local_experts(schedule: Schedule, node: Node) -> int:
     """Experts of the op's layer that live on one rank; 0 for an op that knows no experts."""
-    if isinstance(node.attrs, RouteAttrs | RowsAttrs | TransferAttrs | ExpertGemmAttrs):
+    if isinstance(node.attrs, RouteAttrs | RowsAttrs | TransferAttrs | ExpertGemmAttrs | SlotAttrs):
         return max(1, node.attrs.experts // schedule.ep)
     return 0
 
@@ -52,6 +52,8 @@ def count(dim: Dim, schedule: Schedule, node: Node, load: int) -> float:
     if dim.symbol == "ranks":
         return dim.scale * schedule.ep
     whole: float = dim.scale * load * (schedule.ep if dim.symbol == "slots" else 1)
+    if dim.symbol.startswith("experts("):
+        return dim.scale * local_experts(schedule, node) * share(dim.cuts, schedule, node, load)
     if dim.symbol.startswith("tokens("):
         axis = dim.symbol[len("tokens(") : -1]
         whole /= schedule.mesh_of(axis).size(axis)

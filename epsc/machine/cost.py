@@ -51,6 +51,8 @@ def _seconds(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, done:
     role = schedule.node(step).info.role
     if role is Role.HOST:
         return device.host_sync_s
+    if Resource.HOST_LINK in impl.occupies:
+        return device.kernel_s + done.host_bytes / (device.host_bytes_per_s * impl.cost.efficiency)
     if role is Role.TRANSFER and not done.link_bytes:
         # All of it stays on the rank (there is one, or it is the cut of peer 0): that is a copy.
         return device.kernel_s + done.hbm_bytes / (device.hbm_bytes_per_s * _LOCAL_SHARE)

@@ -234,6 +234,8 @@ class _Run:
         if Resource.COPY_ENGINE in impl.occupies:
             takes[_COPY] = 1
         if role is Role.TRANSFER:
+            if Resource.HOST_LINK in impl.occupies:
+                return takes | {"host link": 1}
             # A group within a node leaves the links between nodes to others; one with a rank of each node the others.
             near, ranks = group(self.schedule, step, self.cluster)
             takes |= {"link": 1} if near > 1 or ranks == 1 else {}

@@ -7,7 +7,7 @@ from math import prod
 
 from epsc.ir.attrs import ExpertGemmActAttrs
 from epsc.ir.dims import Dim
-from epsc.ir.graph import Node
+from epsc.ir.graph import Graph, Node
 from epsc.ir.kinds import Role
 from epsc.ir.schedule import Schedule, Storage
 from epsc.machine.balanced import count, room_for
@@ -47,6 +47,8 @@ class Totals:
     """Bytes that are read or written in device memory, weights and rows."""
     weights: float
     """The part of `moved` that are weights: of experts that some token chose."""
+    brought: float
+    """Bytes of weights that come from the memory of the host."""
     buffers: float
     """Bytes of memory for rows, beside the weights."""
     launches: int
@@ -65,6 +67,7 @@ def totals(schedule: Schedule, timeline: Timeline) -> Totals:
         sum(work.link_bytes for work in works),
         sum(work.hbm_bytes + work.after_bytes for work in works),
         sum(work.weight_bytes for work in works),
+        sum(work.host_bytes for work in works),
         buffer_bytes(schedule, timeline.load),
         sum(work.launches for work in works),
         roundings(schedule, timeline),
@@ -107,9 +110,16 @@ def _own(node: Node, impl: str) -> int:
 
 
 def held_bytes(schedule: Schedule) -> float:
-    """Bytes of the weights that a rank holds."""
-    held = 0.0
+    """Bytes of the weights that a rank holds on its device."""
+    held, away = 0.0, offloaded(schedule.graph)
     for param in schedule.graph.params:
+        if param.name in away:
+            continue
         size = param.type.dtype.bytes * prod(dim.scale for dim in param.type.shape)
         held += size / schedule.ep if param.sharded else size
     return held
+
+
+def offloaded(graph: Graph) -> frozenset[str]:
+    """The weights that stay in the memory of the host."""
+    return frozenset(name for node in graph.nodes if node.info.from_host for name in node.params)

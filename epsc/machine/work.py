@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from epsc.ir.attrs import CallAttrs, CollectiveAttrs, ExpertGemmActAttrs, ExpertGemmAttrs, TransferAttrs
+from epsc.ir.attrs import CallAttrs, CollectiveAttrs, ExpertGemmActAttrs, ExpertGemmAttrs, SlotAttrs, TransferAttrs
 from epsc.ir.dims import Axis
 from epsc.ir.impls import Impl, impls_of
 from epsc.ir.kinds import Role
@@ -50,6 +50,8 @@ class Work:
     """Read and written by a bias or an activation in launches of their own; not part of `hbm_bytes`."""
     link_bytes: float = 0.0
     """Rows that leave for another rank; as many come in."""
+    host_bytes: float = 0.0
+    """Weights that come from the memory of the host."""
     launches: int = 0
     rows: float = 0.0
     chosen: float = 1.0
@@ -106,6 +108,13 @@ def work(
     chosen = chosen_share(schedule, node, load)
     weights = _weight_bytes(schedule, step) * chosen
     launches = impl.cost.launches or max(1, group_experts(step, schedule))
+    if isinstance(node.attrs, SlotAttrs):
+        # Of experts that nobody chose nothing is copied.
+        brought = writes * chosen_share(schedule, schedule.graph.users[node.outs[0]][0], load)
+        return Work(hbm_bytes=brought, host_bytes=brought, launches=launches, rows=rows)
+    if isinstance(node.attrs, ExpertGemmAttrs) and node.attrs.slots:
+        slots = [ref for ref in step.reads if ref.value == node.ins[-1]]
+        reads -= sum(bytes_of(ref, schedule, node, load) for ref in slots)  # these are the weights
     flops, moved, padding, after, link = 0.0, reads + writes + weights, 0.0, 0.0, 0.0
     if node.kind == "route" or (node.info.role is Role.COMPUTE and node.params):
         flops = 2 * rows * _weight_elements_per_row(schedule, step)
@@ -140,7 +149,7 @@ def work(
         link = sent_bytes(schedule, step, reads, writes)
         # A collective moves what it writes; one that gathers or sums what it sends reads that.
         moved = writes + (reads if node.info.one_sided else writes)
-    return Work(flops, moved, weights, padding, after, link, launches, rows, chosen)
+    return Work(flops, moved, weights, padding, after, link, 0.0, launches, rows, chosen)
 
 
 def _weight_bytes(schedule: Schedule, step: Step) -> float:

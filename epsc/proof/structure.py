@@ -116,7 +116,7 @@ def _check_lanes(schedule: Schedule, faults: Faults) -> None:
             faults.add("unknown-lane", f"`{step.key}` runs on the lane `{step.lane}`, which is not declared", node.span)
         if (step.lane == HOST_LANE) != (node.info.role is Role.HOST):
             faults.add("host-lane", f"`{step.key}` ({node.kind}) cannot run on the lane `{step.lane}`", node.span)
-        if bool(step.comm) != (node.info.role is Role.TRANSFER and not node.info.one_sided):
+        if bool(step.comm) != (node.info.collective):
             faults.add("communicator", f"`{step.key}` ({node.kind}) has the communicator `{step.comm}`", node.span)
 
 

@@ -29,7 +29,9 @@ def comparison(lines: Sequence[Line], measured: bool = False) -> str:
     """The table, with what its columns mean; `measured`: with columns of what was measured, for lines that have it."""
     titles = ["schedule", "predicted"]
     titles += ["measured", "error"] if measured else []
-    titles += ["exposed", "hidden", "sent", "moved", "weights read", "weights held", "buffers", "launches", "roundings"]
+    host = any(line.totals.brought for line in lines)
+    titles += ["exposed", "hidden", "sent", *(["from host"] if host else []), "moved", "weights read", "weights held"]
+    titles += ["buffers", "launches", "roundings"]
     rows = []
     for line in lines:
         t = line.totals
@@ -42,6 +44,7 @@ def comparison(lines: Sequence[Line], measured: bool = False) -> str:
                 duration(t.exposed),
                 f"{t.hidden:.0%}" if t.transfers else "-",
                 amount(t.sent, "B"),
+                *([amount(t.brought, "B")] if host else []),
                 amount(t.moved, "B"),
                 amount(t.weights, "B"),
                 amount(line.held, "B"),

@@ -119,7 +119,7 @@ def _aligned(spans: list[_Span], schedule: Schedule | None) -> tuple[dict[int, f
 
 def _collective(schedule: Schedule, key: str) -> bool:
     info = schedule.node(schedule.step[key]).info
-    return info.role is Role.TRANSFER and not info.one_sided
+    return info.collective
 
 
 def _event(span: _Span, lane: str, shift: float, schedule: Schedule | None, name: str) -> Event:

@@ -14,7 +14,18 @@ from epsc.render.amounts import amount, duration
 _NUMBERS = frozenset(
     {
         *("#", "SMs", "rows", "moved", "FLOP", "starts", "takes", "A", "B", "B - A"),
-        *("predicted", "measured", "error", "exposed", "hidden", "sent", "weights read", "weights held", "buffers"),
+        *(
+            "predicted",
+            "measured",
+            "error",
+            "exposed",
+            "hidden",
+            "sent",
+            "from host",
+            "weights read",
+            "weights held",
+            "buffers",
+        ),
         *("launches", "roundings"),
     }
 )

@@ -30,6 +30,7 @@ from epsc.ir.spec import (
     LocalReduce,
     Name,
     Number,
+    Offload,
     On,
     OverlapNone,
     Preset,
@@ -47,7 +48,7 @@ from epsc.ir.spec import (
 
 RESERVED = {"let", "preset", "layer", "cluster", "schedule", "return"}
 KEYWORDS = ["tokens", "split", "by", "into", "use", "for", "when", "else", "reserve", "sms", "run", "beside", "before"]
-KEYWORDS += ["on", "overlap", "none", "auto"]
+KEYWORDS += ["offload", "slots", "on", "overlap", "none", "auto"]
 
 names = st.one_of(
     st.sampled_from(KEYWORDS),
@@ -95,6 +96,7 @@ directives: st.SearchStrategy[Directive] = st.one_of(
     commented(Dedup, targets),
     commented(LocalReduce, targets),
     commented(Room, expressions, targets),
+    commented(Offload, targets, expressions),
     commented(Reserve, expressions, targets),
     commented(Beside, targets, targets),
     commented(Before, targets, targets),

@@ -78,6 +78,9 @@ def collectives(draw: st.DrawFn, i: int, local: int, selective: bool) -> list[st
     impl = impl.replace(" for T", "")
     first, _, rest = impl.partition(" when ")
     found.append(f"use {first} for up{i}, down{i}{f' when {rest}' if rest else ''}")
+    if axis == "none" and draw(st.booleans()):
+        names = draw(st.sampled_from((f"up{i}", f"down{i}", f"up{i}, down{i}")))
+        found.append(f"offload {names} into {draw(st.integers(1, 3))} slots")
     if draw(st.booleans()):
         found.append(f"reserve 16 sms for sent{i}, back{i}")
     return found

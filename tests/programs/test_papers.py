@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from epsc.ir.errors import EpsError
 from epsc.ir.schedule import Schedule
 from epsc.machine.simulate import simulate
 from epsc.proof.happens import Happens
+from epsc.proof.verify import prove
 from tests.programs.ranks import Job, Ranks
 
 PAPERS = Path(__file__).parents[2] / "examples" / "papers"
@@ -315,4 +317,60 @@ def test_ds_moe_sends_what_reaches_the_threshold(
     layer = driver.understand(driver.read(PAPERS / "ds_moe.eps"), given)
     for tokens in ((24, 24), (0, 7)):
         results = ranks_of(2).run(prepare(layer, "sparse", tokens))
+        assert max(result.error for result in results) < LIMIT
+
+
+def test_inf_moe() -> None:
+    """weight_copy[e] on the host's link into slot e mod c, after ffn[e-c]; ffn[e] after weight_copy[e]."""
+    made = planned("inf_moe", slots="3")
+    happens = Happens.of(made)
+    storage = {buffer.key: buffer.storage for buffer in made.buffers}
+    waits = {step.key: {(wait.step, str(wait.hazard)) for wait in step.waits} for step in made.steps}
+    for name in ("up", "down"):
+        for e in range(16):
+            copy, gemm = f"{name}.slots[expert_group:{e}/16]", f"{name}[expert_group:{e}/16]"
+            assert made.step[copy].lane == "host_link" and made.step[gemm].lane == "compute"
+            assert storage[copy] == storage[f"{name}.slots[expert_group:{e % 3}/16]"]
+            assert (copy, "raw") in waits[gemm]
+            if e >= 3:
+                assert (f"{name}[expert_group:{e - 3}/16]", "war") in waits[copy]
+            if e >= 2:
+                assert happens.beside(copy, f"{name}[expert_group:{e - 2}/16]")
+        assert len({storage[f"{name}.slots[expert_group:{e}/16]"] for e in range(16)}) == 3
+    text = driver.write(driver.plan(driver.understand(driver.read(PAPERS / "inf_moe.eps")))).text
+    assert text.count("if part.rows:\n                up_slots") == 16, "an expert without rows is passed over"
+    assert '"up": Weight("up", (32, 10240, 4096), ' in text and text.count("offloaded=True") == 2
+
+
+def test_a_slot_that_is_overwritten_too_early_is_found() -> None:
+    made = planned("inf_moe")
+    found = 0
+    for i, step in enumerate(made.steps):
+        for wait in step.waits:
+            if wait.value.endswith(".slots"):
+                left = replace(step, waits=tuple(other for other in step.waits if other != wait))
+                steps = (*made.steps[:i], left, *made.steps[i + 1 :])
+                with pytest.raises(EpsError, match="nothing orders it"):
+                    prove(made.with_steps(steps))
+                found += 1
+    assert found == 2 * (16 + 14)
+    # Into a slot whose weight nobody has used yet, on one lane with its uses: no race, and wrong all the same.
+    one = tuple(
+        replace(step, lane="compute" if step.lane == "host_link" else step.lane, waits=()) for step in made.steps
+    )
+    keys = [step.key for step in one]
+    early, late = keys.index("up[expert_group:0/16]"), keys.index("up.slots[expert_group:2/16]")
+    moved = (*one[:early], one[late], *one[early:late], *one[late + 1 :])
+    with pytest.raises(EpsError, match="is still used"):
+        prove(made.with_steps(moved))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("slots", [1, 3, 20])
+def test_inf_moe_with_empty_experts(slots: int, ranks_of: Callable[[int], Ranks], prepare: Callable[..., Job]) -> None:
+    """One expert gets all, most get nothing; slots that all experts share, and more than there are experts."""
+    given = driver.Options({"ep": "2", "slots": str(slots)}, preset="small")
+    layer = driver.understand(driver.read(PAPERS / "inf_moe.eps"), given)
+    for routing in ("one", "skewed"):
+        results = ranks_of(2).run(prepare(layer, "inf_moe", (9, 4), routing=routing))
         assert max(result.error for result in results) < LIMIT
