@@ -76,6 +76,8 @@ def route_function(name: str, a: RouteAttrs) -> Function:
             f"dropped = chosen < {a.threshold!r}",
             "experts, chosen = experts.masked_fill(dropped, -1), chosen.masked_fill(dropped, 0.0)",
         ]
+    if not a.weighted:
+        weights = "torch.ones_like(chosen)" + (".masked_fill(dropped, 0.0)" if a.threshold > 0 else "")
     if a.renorm:
         if weights != "chosen":
             body.append(f"chosen = {weights}")
@@ -103,7 +105,7 @@ def _route_doc(a: RouteAttrs) -> str:
     if a.threshold > 0:
         lines.append(f"Only those with a weight of at least {a.threshold:g}: else the expert is -1, and the weight 0.")
     more = (", divided by their sum" if a.renorm else "") + (f", times {a.scale:g}" if a.scale != 1.0 else "")
-    return "\n".join([*lines, f"Weights: {how}{more}."])
+    return "\n".join([*lines, f"Weights: {how}{more}." if a.weighted else f"Weights: 1{more}."])
 
 
 def activation_function(name: str, a: ActAttrs) -> Function:

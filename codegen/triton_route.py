@@ -123,12 +123,14 @@ def _take(a: RouteAttrs) -> list[str]:
 
 def _weigh(a: RouteAttrs) -> list[str]:
     """Lines that make weights of the scores, or of the logits, of the chosen."""
-    lines = _scored("weight", a) if a.choose is Choose.BY_LOGIT else []
+    lines = _scored("weight", a) if a.choose is Choose.BY_LOGIT and (a.weighted or a.threshold > 0) else []
     if a.threshold > 0:
         lines += [
             f"chosen = tl.where(weight < {a.threshold!r}, -1, chosen)",
-            f"weight = tl.where(weight < {a.threshold!r}, 0.0, weight)",
+            f"weight = tl.where(weight < {a.threshold!r}, 0.0, {'weight' if a.weighted else '1.0'})",
         ]
+    elif not a.weighted:
+        lines.append("weight = tl.full((TOKENS, SLOTS), 1.0, tl.float32)")
     if a.renorm:
         lines.append("weight = weight / (tl.reduce(weight, 1, plus)[:, None] + 1e-20)")
     if a.scale != 1.0:

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from epsc.api.compiling import Compiled, compile
     from epsc.api.graphs import capture
     from epsc.api.model import compile_model
+    from epsc.api.moefy import moefied
     from epsc.api.tracing import Traced, trace
     from epsc.grammar.trace.seam import mark_experts
 
@@ -19,11 +20,22 @@ _LATE = {
     "compile": "epsc.api.compiling",
     "compile_model": "epsc.api.model",
     "mark_experts": "epsc.grammar.trace.seam",
+    "moefied": "epsc.api.moefy",
     "trace": "epsc.api.tracing",
 }
 """What needs torch, and so is loaded when it is asked for: `epsc check` does without."""
 
-__all__ = ["Compiled", "Traced", "__version__", "capture", "compile", "compile_model", "mark_experts", "trace"]
+__all__ = [
+    "Compiled",
+    "Traced",
+    "__version__",
+    "capture",
+    "compile",
+    "compile_model",
+    "mark_experts",
+    "moefied",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from epsc.commands.options import compile_options, file_argument, fits, options_
 from epsc.commands.report import EXIT_INPUT, EXIT_PROGRAM, count, report
 from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.spec import Preset
-from epsc.passes.pipeline import GRAPH_PASSES, PIPELINE
+from epsc.passes.pipeline import GRAPH_PASSES, PIPELINE, SAID_PASSES
 
 EPILOG = """Exit codes: 0 done; 1 the input is wrong; 2 the command line is wrong; 3 a program that was started failed
 its check or broke; 130 interrupted."""
@@ -186,7 +186,7 @@ def passes() -> None:
     for each in PIPELINE:
         if each == PIPELINE[0]:
             click.echo("Spec -> Graph: build; then, on the Graph:")
-        if each == PIPELINE[len(GRAPH_PASSES)]:
+        if each == PIPELINE[len(SAID_PASSES) + len(GRAPH_PASSES)]:
             click.echo("\nGraph -> Schedule, proven after each:")
         click.echo(f"\n{click.style(each.name, bold=True)}")
         for line in (type(each).__doc__ or "").strip().splitlines():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from epsc import __version__
 from epsc.grammar import parse_recovering
+from epsc.ir.attrs import RouteAttrs
 from epsc.ir.errors import Diagnostic, EpsError, Faults, did_you_mean
 from epsc.ir.graph import Graph
 from epsc.ir.schedule import Schedule
@@ -19,7 +20,7 @@ from epsc.machine.cluster import Cluster, Mesh
 from epsc.passes.asks import asks_of
 from epsc.passes.build import Draft, draft
 from epsc.passes.numbers import MOST, Numbers, cluster_settings, load_of
-from epsc.passes.pipeline import PIPELINE, Decision, Pass, Watcher, decide, lower
+from epsc.passes.pipeline import PIPELINE, Decision, Pass, Watcher, decide, lower, rewritten
 from epsc.passes.resolve import resolve
 from epsc.passes.wishes import Context
 
@@ -136,8 +137,24 @@ def _read(source: Source, options: Options, faults: Faults, schedules: bool = Fa
         if schedules and made and not found.errors:
             _look_at_schedules(spec, made, numbers, cluster, options, faults)
         return None
-    graph = lower(made.graph, options.pipeline)
-    return Layer(source, spec, made.graph, graph, numbers, cluster, load, options, tuple(faults.warnings))
+    try:
+        said = rewritten(made.graph, options.pipeline, options.watch)
+    except EpsError as error:
+        faults.diagnostics += error.diagnostics
+        return None
+    _check_ranks(said, cluster, faults)
+    graph = lower(said, options.pipeline)
+    return Layer(source, spec, said, graph, numbers, cluster, load, options, tuple(faults.warnings))
+
+
+def _check_ranks(said: Graph, cluster: Cluster, faults: Faults) -> None:
+    """Add a fault for experts that the ranks cannot share evenly; of those in the file, `draft` told already."""
+    told = {d.code for d in faults.errors}
+    for node in said.nodes:
+        if isinstance(node.attrs, RouteAttrs) and node.attrs.experts % cluster.mesh.ep and "experts-ep" not in told:
+            message = f"{node.attrs.experts} experts cannot be shared evenly by ep = {cluster.mesh.ep} ranks"
+            faults.add("experts-ep", message, node.span, help=f"ep must divide {node.attrs.experts}")
+            return
 
 
 def _look_at_schedules(

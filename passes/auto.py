@@ -21,6 +21,7 @@ from epsc.passes.asks import asks_of
 from epsc.passes.canonicalise import Canonicalise
 from epsc.passes.crossovers import uses
 from epsc.passes.fuse import Fuse
+from epsc.passes.moefy import Moefy
 from epsc.passes.numbers import Numbers
 from epsc.passes.pipeline import PIPELINE, Pass, lower
 from epsc.passes.questions import is_dispatch, name_of
@@ -240,7 +241,7 @@ def scheduled(
     context = Context(wishes, cluster.mesh.ep, cluster.device.sms, cluster.device, cluster.mesh.tables)
     schedule: Schedule | None = None
     for each in pipeline:
-        if isinstance(each, Canonicalise | Fuse) or (schedule and schedule.stage >= Stage.SYNCED):
+        if isinstance(each, Moefy | Canonicalise | Fuse) or (schedule and schedule.stage >= Stage.SYNCED):
             continue
         schedule = each(lowered if schedule is None else schedule, context)  # type: ignore[arg-type]
     assert schedule is not None

@@ -85,6 +85,13 @@ class Ops(Shared):
             "groups",
         )
         check(
+            attrs.weighted or not attrs.renorm,
+            "bad-argument",
+            "weights that are all 1 cannot be divided by their sum too",
+            "renorm",
+            "leave `renorm` or `weighted=false` out",
+        )
+        check(
             attrs.top_groups <= attrs.groups,
             "groups",
             f"top_groups is {attrs.top_groups}, but there are only {attrs.groups} groups",

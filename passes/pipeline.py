@@ -19,6 +19,7 @@ from epsc.passes.canonicalise import Canonicalise
 from epsc.passes.choose import Choose
 from epsc.passes.chunk import Chunk
 from epsc.passes.fuse import Fuse
+from epsc.passes.moefy import Moefy
 from epsc.passes.order import Order
 from epsc.passes.place import Place
 from epsc.passes.synchronise import Synchronise
@@ -27,6 +28,9 @@ from epsc.proof.happens import Happens
 from epsc.proof.verify import prove
 
 # `build` (Spec -> Graph) comes before all of these: it is the bridge that has to know the file.
+SAID_PASSES = (
+    Moefy(),  # before the directives of a schedule are looked at: it makes the dispatches that they may speak of
+)
 GRAPH_PASSES = (
     Canonicalise(),  # first: what follows knows only lowered ops
     Fuse(),  # before choosing: a fused op is another op, with implementations of its own
@@ -40,8 +44,8 @@ SCHEDULE_PASSES = (
     Synchronise(),  # before buffers: memory is shared only where order is guaranteed already, which adds no wait
     Buffers(),  # last: it needs to know exactly who may run at the same time
 )
-Pass = Canonicalise | Fuse | Choose | Chunk | Place | Order | Synchronise | Buffers
-PIPELINE: tuple[Pass, ...] = (*GRAPH_PASSES, *SCHEDULE_PASSES)
+Pass = Moefy | Canonicalise | Fuse | Choose | Chunk | Place | Order | Synchronise | Buffers
+PIPELINE: tuple[Pass, ...] = (*SAID_PASSES, *GRAPH_PASSES, *SCHEDULE_PASSES)
 
 Watcher = Callable[[str, Graph | Schedule, float], None]
 """Called after every pass, with its name, what it made and the seconds it took (proof included)."""
@@ -53,6 +57,19 @@ class Decision:
 
     schedule: Schedule
     warnings: tuple[Diagnostic, ...]
+
+
+def rewritten(said: Graph, pipeline: tuple[Pass, ...] = PIPELINE, watch: Watcher | None = None) -> Graph:
+    """Run the passes on what a layer says. Raises EpsError for what they cannot rewrite."""
+    for each in pipeline:
+        if isinstance(each, Moefy):
+            start = time.perf_counter()
+            said = each(said)
+            with _blame(each):
+                said.verify()
+            if watch:
+                watch(each.name, said, time.perf_counter() - start)
+    return said
 
 
 def lower(
@@ -78,7 +95,7 @@ def decide(
     subject: Any = graph
     warnings: list[Diagnostic] = []
     for each in pipeline:
-        if isinstance(each, Canonicalise | Fuse):
+        if isinstance(each, Moefy | Canonicalise | Fuse):
             continue
         start = time.perf_counter()
         subject = each(subject, context)

@@ -14,7 +14,7 @@ from typing import Any
 
 from epsc import driver
 from epsc.bench.shape import Router, Shape
-from epsc.ir.attrs import Act, ActAttrs, Choose, ExpertGemmAttrs, GemmAttrs, RouteAttrs
+from epsc.ir.attrs import Act, ActAttrs, CallAttrs, Choose, ExpertGemmAttrs, GemmAttrs, RouteAttrs
 from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.graph import Graph, Node
 from epsc.ir.kinds import Role
@@ -111,6 +111,9 @@ def _head(graph: Graph) -> dict[str, Any]:
     if len(routes) != 1 or len(graph.inputs) != 1:
         what = f"`{graph.name}` has {len(routes)} routers and {len(graph.inputs)} inputs"
         raise EpsError(Diagnostic("no-bench", f"{what}: a benchmark sets the load of one router by one input"))
+    if calls := [node.attrs.module for node in graph.nodes if isinstance(node.attrs, CallAttrs)]:
+        message = f"`{graph.name}` calls `{calls[0]}`, a module that a benchmark does not have"
+        raise EpsError(Diagnostic("no-bench", message, help="measure the layer of its experts alone: `--layer NAME`"))
     (route,) = routes
     if isinstance(route.attrs, RouteAttrs) and route.attrs.threshold > 0:
         what = f"`{graph.name}` keeps what is above a threshold"
@@ -149,7 +152,7 @@ def shape_of(graph: Graph, node: Node, hidden: int) -> tuple[Shape | None, str]:
     assert isinstance(route, RouteAttrs)
     by_logit = route.choose is Choose.BY_LOGIT
     # Softmax over the chosen is softmax over all, divided by the sum of the chosen.
-    if route.bias or (by_logit and (route.score != "softmax" or route.choice_bias)):
+    if route.bias or not route.weighted or (by_logit and (route.score != "softmax" or route.choice_bias)):
         return None, "they do not know this router"
     if any(n.kind == "activation" and n.attrs != ActAttrs(Act.SWIGLU) for n in graph.nodes):
         return None, "they know plain SwiGLU only"

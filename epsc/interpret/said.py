@@ -33,6 +33,8 @@ def route(a: RouteAttrs, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
     if a.threshold > 0:
         dropped = weights < a.threshold
         experts, weights = experts.masked_fill(dropped, -1), weights.masked_fill(dropped, 0)
+    if not a.weighted:
+        weights = torch.ones_like(weights).masked_fill(experts < 0, 0)
     if a.renorm:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
     return experts, weights * a.scale

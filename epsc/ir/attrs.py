@@ -54,6 +54,8 @@ class RouteAttrs:
     scale: float = 1.0
     threshold: float = 0.0
     """A copy whose weight is below this, before `renorm` and `scale`, goes nowhere: its expert is -1."""
+    weighted: bool = True
+    """False: what the chosen experts make is summed as it is (times `scale`); scores choose only (MoEfication)."""
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ def compiled(function: Function) -> object:
 
 
 ROUTERS = [
-    RouteAttrs(16, 4, score, choose, choice_bias, bias, groups, top_groups, group_by, renorm, scale)
-    for score, choose, choice_bias, bias, (groups, top_groups, group_by), (renorm, scale) in product(
+    RouteAttrs(16, 4, score, choose, choice_bias, bias, groups, top_groups, group_by, renorm, scale, weighted)
+    for score, choose, choice_bias, bias, (groups, top_groups, group_by), (renorm, scale, weighted) in product(
         Score,
         Choose,
         (False, True),
         (False, True),
         ((1, 1, GroupBy.MAX), (4, 2, GroupBy.MAX), (4, 2, GroupBy.TOP2), (16, 8, GroupBy.TOP2)),
-        ((False, 1.0), (True, 2.5)),
+        ((False, 1.0, True), (True, 2.5, True), (False, 2.5, False)),
     )
 ]
 

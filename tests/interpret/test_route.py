@@ -98,3 +98,13 @@ def test_routing_is_at_least_fp32(given: torch.dtype, made: torch.dtype) -> None
     wide = interpret(graph, {"x": inputs["x"].to(made)}, {name: weight.to(made) for name, weight in weights.items()})
     assert torch.equal(experts, wide[0])
     assert torch.equal(chosen, wide[1])
+
+
+@pytest.mark.parametrize("choose", Choose)
+def test_unweighted_routes_choose_alike_and_weigh_nothing(choose: Choose) -> None:
+    graphs = [router(RouteAttrs(EXPERTS, 3, choose=choose, scale=2.0, weighted=weighted)) for weighted in (True, False)]
+    inputs = random_inputs(graphs[0], 10, seed=1, dtype=torch.float64)
+    weights = random_weights(graphs[0], seed=2, dtype=torch.float64)
+    (experts, weighed), (same, ones) = (interpret(graph, inputs, weights) for graph in graphs)
+    assert torch.equal(experts, same) and weighed.std() > 0
+    assert torch.equal(ones, torch.full_like(ones, 2.0))

@@ -80,6 +80,7 @@ def attributes(draw: st.DrawFn) -> RouteAttrs:
     groups = draw(st.sampled_from([1, 1, 2, 3, 4]))
     size = draw(st.integers(1, 12))
     kept = draw(st.integers(1, groups))
+    weighted = draw(st.booleans())
     return RouteAttrs(
         experts=groups * size,
         top_k=draw(st.integers(1, min(16, kept * size))),
@@ -90,9 +91,10 @@ def attributes(draw: st.DrawFn) -> RouteAttrs:
         groups=groups,
         top_groups=kept,
         group_by=draw(st.sampled_from(GroupBy)),
-        renorm=draw(st.booleans()),
+        renorm=weighted and draw(st.booleans()),
         scale=draw(st.sampled_from([1.0, 2.5])),
         threshold=draw(st.sampled_from([0.0, 0.0, 0.1])),
+        weighted=weighted,
     )
 
 

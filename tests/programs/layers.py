@@ -29,7 +29,8 @@ def routers(draw: st.DrawFn, experts: int, threshold: bool = False) -> str:
     if groups > 1:
         options += [f"groups={groups}", f"top_groups={top_groups}"]
         options.append(f"group_by={draw(st.sampled_from(('max', 'top2')))}")
-    options += [f"{name}=true" for name in ("choice_bias", "bias", "renorm") if draw(st.booleans())]
+    options += [f"{name}=true" for name in ("choice_bias", "bias") if draw(st.booleans())]
+    options += draw(st.sampled_from(([], ["renorm=true"], ["weighted=false"])))
     if draw(st.booleans()):
         options.append("scale=2.5")
     if threshold:
