@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from epsc import __version__
 from epsc.grammar import parse_recovering
-from epsc.ir.attrs import RouteAttrs
+from epsc.ir.attrs import RowsAttrs
 from epsc.ir.errors import Diagnostic, EpsError, Faults, did_you_mean
 from epsc.ir.graph import Graph
 from epsc.ir.schedule import Schedule
@@ -151,7 +151,9 @@ def _check_ranks(said: Graph, cluster: Cluster, faults: Faults) -> None:
     """Add a fault for experts that the ranks cannot share evenly; of those in the file, `draft` told already."""
     told = {d.code for d in faults.errors}
     for node in said.nodes:
-        if isinstance(node.attrs, RouteAttrs) and node.attrs.experts % cluster.mesh.ep and "experts-ep" not in told:
+        if node.kind != "dispatch" or not isinstance(node.attrs, RowsAttrs) or "experts-ep" in told:
+            continue
+        if node.attrs.experts % cluster.mesh.ep:
             message = f"{node.attrs.experts} experts cannot be shared evenly by ep = {cluster.mesh.ep} ranks"
             faults.add("experts-ep", message, node.span, help=f"ep must divide {node.attrs.experts}")
             return
