@@ -2,8 +2,9 @@
 
 Nothing but signals orders one rank against another. So two ranks and two forwards are laid out side by side, and every
 read of memory that others write is held against every write of it: those of the same forward must be finished before,
-those of the next must begin after. What holds for two ranks holds for all, because a wait for every rank names no one;
-what holds for the next forward holds for all that follow, because each comes after the one before it.
+those of the next must begin after. Two ranks are enough: more of them add no order that could be missing between any
+two, and none that a third passes on is missing where it is played by the other, because a wait for every rank names no
+one. What holds for the next forward holds for all that follow, because each comes after the one before it.
 """
 
 from __future__ import annotations
@@ -18,18 +19,20 @@ from epsc.ir.schedule import HOST_LANE, Schedule, Step
 from epsc.proof.happens import Happens
 
 _OWN, _OTHER = 0, 1
+"""Of the ranks that are laid out: the one that reads, and the first of those that write."""
 _END = "the end"
 
 
-def check_one_sided(schedules: Sequence[Schedule], faults: Faults) -> None:
+def check_one_sided(schedules: Sequence[Schedule], faults: Faults, others: int = 1) -> None:
     """Add a fault for every read of one-sided rows that a signal does not order; nothing where there are none.
 
-    `schedules[r]` is what rank r runs; one schedule stands for all ranks when they are the same.
+    `schedules[r]` is what rank r runs; one schedule stands for all ranks when they are the same. So many `others` are
+    laid out beside each rank; more than one finds nothing else, and takes longer.
     """
     distinct = list({id(schedule): schedule for schedule in schedules}.values())
     for own, other in product(distinct, repeat=2):
         writers = _writers(other)
-        happens = _laid_out((own, other)) if writers else None
+        happens = _laid_out((own, *[other] * others)) if writers else None
         if happens:
             _check_reads(own, writers, happens, faults)
 
@@ -70,13 +73,13 @@ def _key(forward: int, rank: int, step: Step) -> str:
     return f"{forward}/{rank}/{step.key}"
 
 
-def _laid_out(schedules: tuple[Schedule, Schedule]) -> Happens | None:
-    """Two forwards of two ranks; None if they never come to the end, which is a fault of its own. A forward begins, on
+def _laid_out(schedules: Sequence[Schedule]) -> Happens | None:
+    """Two forwards of each rank; None if they never come to the end, which is a fault of its own. A forward begins, on
     every lane, after all lanes of the one before it."""
     lanes = [{lane.name: f"{rank}/{lane.name}" for lane in own.lanes} for rank, own in enumerate(schedules)]
-    ends = [f"{rank}/{_END}" for rank in (_OWN, _OTHER)]
-    happens = Happens([*lanes[_OWN].values(), *lanes[_OTHER].values(), *ends])
-    stopped: list[list[str]] = [[], []]
+    ends = [f"{rank}/{_END}" for rank in range(len(schedules))]
+    happens = Happens([*(name for own in lanes for name in own.values()), *ends])
+    stopped: list[list[str]] = [[] for _ in schedules]
     """Of each rank: what its host stopped for last, and everything issued since comes after."""
     for forward in (0, 1):
         # The host runs ahead: of its steps only waits say when they are.
@@ -86,7 +89,7 @@ def _laid_out(schedules: tuple[Schedule, Schedule]) -> Happens | None:
         while moved:
             moved = False
             for rank, steps in enumerate(left):
-                while steps and (waits := _waits(happens, forward, rank, steps[0])) is not None:
+                while steps and (waits := _waits(happens, forward, rank, len(left), steps[0])) is not None:
                     step, moved = steps.popleft(), True
                     key = _key(forward, rank, step)
                     if forward and step.lane in fresh[rank]:
@@ -103,13 +106,13 @@ def _laid_out(schedules: tuple[Schedule, Schedule]) -> Happens | None:
     return happens
 
 
-def _waits(happens: Happens, forward: int, rank: int, step: Step) -> list[str] | None:
+def _waits(happens: Happens, forward: int, rank: int, ranks: int, step: Step) -> list[str] | None:
     """What a step waits for; None while another rank has not come to it. A wait for what this rank issues later
     guarantees nothing."""
     found = []
     for wait in step.waits:
         if wait.everywhere:
-            keys = [f"{forward}/{each}/{wait.step}" for each in (_OWN, _OTHER)]
+            keys = [f"{forward}/{each}/{wait.step}" for each in range(ranks)]
             if any(key not in happens for key in keys):
                 return None
             found += keys

@@ -93,7 +93,7 @@ def one_sided(draw: st.DrawFn, i: int, transport: str) -> list[str]:
     found = [f"use {transport} for sent{i}", f"use put for back{i}"]
     found += [said for said in (f"dedup sent{i}", f"local_reduce back{i}") if draw(st.booleans())]
     if draw(st.booleans()):
-        found.append(f"room 4 for sent{i}")  # as many as can come: to 2 or 4 ranks, of 20 tokens each
+        found.append(f"room 4 for sent{i}")  # as many as can come: to 4 ranks at most, of 20 tokens each
     both = f"sent{i}, back{i}"
     reserved = draw(st.sampled_from(("", f"back{i}", *((f"sent{i}", both) if transport == "put" else ()))))
     if reserved:
@@ -106,7 +106,7 @@ def one_sided(draw: st.DrawFn, i: int, transport: str) -> list[str]:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """A layer with one or two routed branches and sometimes a shared one, and a schedule that the types allow."""
-    ep = draw(st.sampled_from((2, 4)))
+    ep = draw(st.sampled_from((2, 3, 4)))
     hidden = draw(st.sampled_from((16, 32)))
     body, terms, directives = [], [], []
     for i in range(draw(st.sampled_from((1, 1, 1, 2)))):

@@ -52,7 +52,9 @@ class Ranks:
 
     def __init__(self, count: int, folder: Path) -> None:
         self.count = count
-        context = mp.get_context("spawn")
+        # Forked from a process that has loaded torch, and does nothing else: eight ranks cost hardly more than one.
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "torch.distributed", "epsc.interpret", __name__])
         self.pipes: list[Connection] = []
         self.where: list[Connection] = []
         self.processes = []

@@ -34,7 +34,7 @@ def layer_of(ep: int, directives: str, result: str = "back") -> driver.Layer:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("ep", [2, 4])
+@pytest.mark.parametrize("ep", [2, 4, 8])
 @pytest.mark.parametrize("there, home", list(product(DISPATCHES, COMBINES)))
 def test_every_form_equals_the_interpreter(
     there: str, home: str, ep: int, ranks_of: Callable[[int], Ranks], prepare: Callable[..., Job]
@@ -43,7 +43,7 @@ def test_every_form_equals_the_interpreter(
     for seed, (result, more, tokens, routing) in enumerate(
         (
             ("back", "", (12,) * ep, "random"),
-            ("back", "room 4 for sent reserve 16 sms for back", tuple(range(5, 5 + ep)), "one"),
+            ("back", f"room {ep} for sent reserve 16 sms for back", tuple(range(4, 4 + ep)), "one"),
             ("back + mlp(x, swiglu, 16)", "room 1.5 for sent run back on links", (0, 3) * (ep // 2), "skewed"),
         )
     ):

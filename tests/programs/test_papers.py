@@ -28,6 +28,8 @@ MESHES = {
     "parallel_folding": {"ep": "2", "tp": "2"},
 }
 """Of papers about meshes: small ones, on 4 ranks."""
+FOR_TWO = {"duo_llm"}
+"""Those with two experts of a kind."""
 
 
 def planned(name: str, schedule: str | None = None, **defines: str) -> Schedule:
@@ -46,6 +48,23 @@ def test_equals_the_interpreter(path: Path, ranks_of: Callable[[int], Ranks], pr
             every = (tokens * count)[:count]
             results = ranks_of(count).run(prepare(layer, decl.name, every, seed=seed))
             assert max(result.error for result in results) < LIMIT, f"{decl.name}, tokens {tokens}"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("path", sorted(PAPERS.glob("*.eps")), ids=lambda path: path.stem)
+def test_equals_the_interpreter_on_four(
+    path: Path, ranks_of: Callable[[int], Ranks], prepare: Callable[..., Job]
+) -> None:
+    if path.stem in MESHES:
+        pytest.skip("the test above runs it on four")
+    if path.stem in FOR_TWO:
+        with pytest.raises(EpsError, match="experts cannot be shared evenly by ep = 4"):
+            driver.understand(driver.read(path), driver.Options({"ep": "4"}, preset="small"))
+        return
+    layer = driver.understand(driver.read(path), driver.Options({"ep": "4"}, preset="small"))
+    for decl in layer.schedules:
+        results = ranks_of(4).run(prepare(layer, decl.name, (9, 0, 17, 1)))
+        assert max(result.error for result in results) < LIMIT, decl.name
 
 
 def test_eps_moe() -> None:

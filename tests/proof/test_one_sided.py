@@ -118,3 +118,22 @@ def test_ranks_with_other_schedules_are_held_against_each_other() -> None:
     broken = made.with_steps(tuple(deaf if s is reader else s for s in made.steps))
     assert faults(made, broken)
     assert faults(broken)
+
+
+@pytest.mark.parametrize("others", [2, 7])
+@pytest.mark.parametrize("directives", [TRANSPORTS, "use put for sent, sent1, back, back1"])
+def test_two_ranks_stand_for_more(directives: str, others: int) -> None:
+    """With each wait left out in turn, or for this rank alone: more ranks find the same faults, and no others."""
+    made = planned(directives)
+    found = set()
+    for step in made.steps:
+        for wait in step.waits:
+            rest = tuple(each for each in step.waits if each is not wait)
+            for waits in {rest, (*rest, replace(wait, everywhere=False))}:
+                broken = made.with_steps(tuple(replace(s, waits=waits) if s is step else s for s in made.steps))
+                two, more = Faults(), Faults()
+                check_one_sided([broken], two)
+                check_one_sided([broken], more, others)
+                assert two.errors == more.errors
+                found |= {d.code for d in two.errors}
+    assert "unsignalled" in found
