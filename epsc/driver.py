@@ -19,6 +19,7 @@ from epsc.ir.spec import ScheduleDecl, Spec
 from epsc.machine.cluster import Cluster, Mesh
 from epsc.passes.asks import asks_of
 from epsc.passes.build import Draft, draft
+from epsc.passes.fits import too_large
 from epsc.passes.numbers import MOST, Numbers, cluster_settings, load_of
 from epsc.passes.pipeline import PIPELINE, Decision, Pass, Watcher, decide, lower, rewritten
 from epsc.passes.resolve import resolve
@@ -166,7 +167,7 @@ def _look_at_schedules(
     ep, sms = (cluster.mesh.ep, cluster.device.sms) if cluster else (1, MOST)
     for decl in spec.schedules:
         try:
-            asks = asks_of(decl, made.graph, numbers, made.vague)
+            asks = asks_of(decl, made.graph, numbers, made.vague, cluster.nodes if cluster else 1)
         except EpsError as error:
             faults.diagnostics += [d for d in error.diagnostics if d not in faults.diagnostics]
             continue
@@ -177,7 +178,8 @@ def _look_at_schedules(
 def lowered(layer: Layer, decl: ScheduleDecl) -> Graph:
     """The graph that `decl` decides on: transports that it chooses are ops of their own, and so are the activations
     that it speaks of. Who watches is shown all passes of every plan. Raises EpsError for what no lowering can give."""
-    asks, watch = asks_of(decl, layer.said, layer.numbers), layer.options.watch
+    asks = asks_of(decl, layer.said, layer.numbers, nodes=layer.cluster.nodes)
+    watch = layer.options.watch
     return lower(layer.said, layer.options.pipeline, watch, asks) if asks or watch else layer.graph
 
 
@@ -230,8 +232,8 @@ def plan(layer: Layer, schedule: str | None = None) -> Plan:
             return plan_as(layer, replace(kept.decl, name=decl.name))
         from epsc.passes.auto import search  # noqa: PLC0415 - the simulator is not needed to prove what is written down
 
-        best, asked = search(layer.said, layer.graph, layer.numbers, cluster, layer.load[1], options.pipeline)
-        decision = _decide(layer, replace(best.decl, name=decl.name))
+        _, asked = search(layer.said, layer.graph, layer.numbers, cluster, layer.load[1], options.pipeline)
+        decision = _first_that_fits(layer, decl, asked)
         return Plan(layer, decision.schedule, decision.warnings, tuple(asked))
     return plan_as(layer, decl)
 
@@ -248,13 +250,31 @@ def _key(layer: Layer) -> lock.Key:
     return lock.Key.of(layer.said, layer.cluster.device.name, layer.cluster.mesh.ep, layer.load[1])
 
 
+def _first_that_fits(layer: Layer, decl: ScheduleDecl, asked: list[Candidate]) -> Decision:
+    """For an `auto`, `decl`: the best candidate whose rows and weights the device has memory for; the best of all where none is."""
+    from epsc.passes.auto import best_of  # noqa: PLC0415 - as above
+
+    left, first = list(asked), None
+    while left:
+        best = best_of(left)
+        decision = _decide(layer, replace(best.decl, name=decl.name, span=decl.span))
+        if not any(warning.code == "memory" for warning in decision.warnings):
+            return decision
+        first = first or decision
+        left.remove(best)
+    assert first is not None, "serial is always among them"
+    return first
+
+
 def _decide(layer: Layer, decl: ScheduleDecl) -> Decision:
     faults = Faults()
     graph, mesh, device = lowered(layer, decl), layer.cluster.mesh, layer.cluster.device
     wishes = resolve(decl, graph, layer.numbers, mesh.ep, device.sms, faults)
     faults.raise_if_any()
     context = Context(wishes, mesh.ep, device.sms, device, mesh.tables)
-    return decide(graph, context, layer.options.pipeline, layer.options.watch)
+    decision = decide(graph, context, layer.options.pipeline, layer.options.watch)
+    large = too_large(decision.schedule, device, layer.load[1], decl.span)
+    return replace(decision, warnings=(*decision.warnings, large)) if large else decision
 
 
 def check(source: Source, options: Options | None = None) -> tuple[Layer, list[Plan]]:

@@ -234,7 +234,7 @@ def scheduled(
 ) -> Schedule:
     """What the passes make of `decl`, up to its waits, unproven. Raises EpsError when the layer cannot have it."""
     faults = Faults()
-    asks = asks_of(decl, said, numbers)
+    asks = asks_of(decl, said, numbers, nodes=cluster.nodes)
     lowered = lower(said, pipeline, asks=asks) if asks else graph
     wishes = resolve(decl, lowered, numbers, cluster.mesh.ep, cluster.device.sms, faults)
     faults.raise_if_any()

@@ -148,12 +148,18 @@ def known_numbers(step: Step, schedule: Schedule, load: int, backend: str) -> di
 
 
 def room_for(schedule: Schedule, dispatch: str, load: int) -> float:
-    """Rows that there is room for where other ranks write: what may come, not what does."""
+    """Rows that there is room for of those that come one-sided: what may come, not what does."""
     node = schedule.graph.node[dispatch]
     experts, top_k = (int(getattr(node.attrs, name)) for name in ("experts", "top_k"))
     worst = schedule.ep * load * min(top_k, experts // schedule.ep)
     room = max((getattr(schedule.graph.maker[value].attrs, "room", 0.0) for value in node.ins[1:]), default=0.0)
     return min(worst, room * load * top_k) if room else worst
+
+
+def comes_one_sided(schedule: Schedule, dispatch: str) -> bool:
+    """Whether the host never knows how many rows came, so that all memory for them is for as many as can come."""
+    makers = [schedule.graph.maker.get(value) for value in schedule.graph.node[dispatch].ins]
+    return any(maker and isinstance(maker.attrs, PlaceAttrs) for maker in makers)
 
 
 def covered(step: Step, schedule: Schedule, load: int, most: int) -> float:
@@ -164,9 +170,8 @@ def covered(step: Step, schedule: Schedule, load: int, most: int) -> float:
         if not symbol.startswith("rows("):
             continue
         dispatch = symbol[len("rows(") : -1]
-        makers = [schedule.graph.maker.get(value) for value in schedule.graph.node[dispatch].ins]
         rows = row_count(step, schedule, load)
-        if rows and any(maker and isinstance(maker.attrs, PlaceAttrs) for maker in makers):
+        if rows and comes_one_sided(schedule, dispatch):
             return max(1.0, room_for(schedule, dispatch, most) / rows)
     return 1.0
 

@@ -28,6 +28,7 @@ SECTIONS: dict[str, dict[str, tuple[str, float]]] = {
         "copy_engines": ("copy_engines", 1),
         "transfer_sms": ("transfer_sms", 1),
         "memory_sms": ("memory_sms", 1),
+        "memory_gb": ("memory_bytes", 1e9),
     },
     "rates": {
         "bf16_tflops": ("flops_bf16", 1e12),
@@ -51,7 +52,7 @@ SECTIONS: dict[str, dict[str, tuple[str, float]]] = {
     },
 }
 """Section -> key, which ends in its unit -> field of Device, and the unit."""
-_MAY_LACK = ("triton_us", "graph_us")
+_MAY_LACK = ("triton_us", "graph_us", "memory_gb")
 _CHIP_MORE = ("backend", "capability", "tile")
 _HEAD = ("device", "ranks", "nodes", "measured", "origin", "base")
 _NAME = re.compile(r"([a-z]\w*?)x(\d+)(?:_nodes(\d+))?")

@@ -10,7 +10,7 @@ from epsc.ir.dims import Dim
 from epsc.ir.graph import Graph, Node
 from epsc.ir.kinds import Role
 from epsc.ir.schedule import Schedule, Storage
-from epsc.machine.balanced import count, room_for
+from epsc.machine.balanced import comes_one_sided, count, room_for
 from epsc.machine.timeline import Timeline, length
 
 _ROUNDS = frozenset(
@@ -84,7 +84,7 @@ def _bytes(storage: Storage, schedule: Schedule, load: int) -> float:
     node = makers[0] if makers else schedule.graph.nodes[0]
 
     def elements(dim: Dim) -> float:
-        if storage.symmetric and dim.symbol.startswith("rows("):
+        if dim.symbol.startswith("rows(") and comes_one_sided(schedule, dim.symbol[len("rows(") : -1]):
             return dim.scale * room_for(schedule, dim.symbol[len("rows(") : -1], load)
         return count(dim, schedule, node, load)
 

@@ -15,7 +15,7 @@ from epsc.cli import main
 
 FOLDER = Path(__file__).parents[1] / "cases" / "errors" / "semantic"
 FILES = sorted(FOLDER.glob("*.eps"))
-WARNINGS_ONLY = {"unused_name"}
+WARNINGS_ONLY = {"more_than_memory", "unused_name"}
 ABOUT_THE_COMMAND = {"pass_option", "unknown_cluster", "unknown_define", "unknown_layer", "unknown_preset"}
 """Faults of the command line have no place in the file."""
 
