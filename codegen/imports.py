@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_MODULES = ("argparse", "functools", "json", "math", "os", "sys", "tempfile", "threading", "time", "zlib")
+_MODULES = ("argparse", "functools", "json", "math", "os", "platform", "sys", "tempfile", "threading", "time", "zlib")
 _NAMES = {
     "collections": ("Counter",),
     "collections.abc": ("Callable", "Iterator", "Mapping", "Sequence"),

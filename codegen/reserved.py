@@ -8,11 +8,13 @@ def _words(text: str) -> frozenset[str]:
 
 
 FILE = _words("""
-    argparse functools json math os sys tempfile threading time zlib Counter Callable Iterator Mapping Sequence Future
+    argparse functools json math os platform sys tempfile threading time zlib
+    Counter Callable Iterator Mapping Sequence Future
     ThreadPoolExecutor contextmanager nullcontext timedelta accumulate pairwise Path median quantiles Any NamedTuple
     torch dist F Tensor nn annotations safe_open
     LAYER SCHEDULE VERSION EP TOKENS DTYPE INPUTS WEIGHTS GROUPED IDLE Mark Get Raw Weight
-    MOST Symmetric Overflow Slots capturing expect_room NUMBERS symm_mem wide power_of_2 wide_columns many_programs
+    MOST Symmetric Overflow Slots capturing expect_room expect_one_node this_node
+    NUMBERS symm_mem wide power_of_2 wide_columns many_programs
     signal_kernel wait_kernel tell tell_kernel put_rows_to_ranks put_rows_kernel locate locate_kernel
     starts_kernel aim aim_kernel put_copies_to_ranks put_copies_kernel put_back_to_ranks put_back_kernel
     sum_over_copies sum_copies_kernel

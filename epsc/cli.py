@@ -18,7 +18,7 @@ import click
 
 from epsc import driver
 from epsc.commands import lsp
-from epsc.commands.options import compile_options, file_argument, fits, options_of, schedule_option
+from epsc.commands.options import compile_options, file_argument, fits, here, options_of, schedule_option
 from epsc.commands.report import EXIT_INPUT, EXIT_PROGRAM, count, report
 from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.spec import Preset
@@ -232,7 +232,7 @@ def run(
 
     source = driver.read(file)
     ranks = nproc or launch.default_ranks(lambda n: fits(source, given, n))
-    layer = driver.understand(source, options_of(given, (f"ep={ranks}",)))
+    layer = driver.understand(source, options_of(given, here(given, ranks)))
     plan = driver.plan(layer, schedule)
     report((*layer.warnings, *plan.warnings))
     presets = [item.name for item in layer.spec.items if isinstance(item, Preset)]

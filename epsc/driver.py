@@ -251,7 +251,7 @@ def _key(layer: Layer) -> lock.Key:
 
 
 def _first_that_fits(layer: Layer, decl: ScheduleDecl, asked: list[Candidate]) -> Decision:
-    """For an `auto`, `decl`: the best candidate whose rows and weights the device has memory for; the best of all where none is."""
+    """For an `auto`, `decl`: the best candidate that the device has memory for; the best of all where there is none."""
     from epsc.passes.auto import best_of  # noqa: PLC0415 - as above
 
     left, first = list(asked), None

@@ -61,9 +61,9 @@ def asks_of(
 ) -> Asks:
     """What `decl` chooses of the dispatches, combines and experts of `said`, the graph as the layer says it.
 
-    Raises EpsError for what no transport can do, or none between `nodes`, and for a pair of which only one half is one-sided: where it is not
-    decided which ops there are, nobody can say what the other directives mean. Of a graph with faults `vague` are the
-    names whose ops may not all be there.
+    Raises EpsError for what no transport can do, or none between `nodes`, and for a pair of which only one half is
+    one-sided: where it is not decided which ops there are, nobody can say what the other directives mean. Of a graph
+    with faults `vague` are the names whose ops may not all be there.
     """
     faults = Faults()
     found = _found(decl, said, vague, faults)
@@ -71,8 +71,8 @@ def asks_of(
     for name, transport in transports.items() if nodes > 1 else ():
         faults.add(
             "needs",
-            f"`{transport.name}` cannot carry `{said.node[name].origin}`: ranks store into each other's memory within a node"
-            f" only, and the cluster has {nodes} nodes",
+            f"`{transport.name}` cannot carry `{said.node[name].origin}`: ranks store into each other's memory within a"
+            f" node only, and the cluster has {nodes} nodes",
             transport.span,
             help="let rows travel by an all2all: leave `use put` and `use copy` out",
         )

@@ -20,8 +20,8 @@ def too_large(schedule: Schedule, device: Device, load: int, span: Span | None =
         help = f"bound the rows that can come: `room 2 for {', '.join(sorted(origins))}`; or {help}"
     return Diagnostic(
         "memory",
-        f"`{schedule.name}` keeps {_gb(rows)} of rows, with {load} tokens on each rank, and {_gb(weights)} of weights in"
-        f" memory, and a {device.name} has {_gb(device.memory_bytes)}",
+        f"`{schedule.name}` keeps {_gb(rows)} of rows, with {load} tokens on each rank, and {_gb(weights)} of weights"
+        f" in memory, and a {device.name} has {_gb(device.memory_bytes)}",
         span,
         help=help,
         severity=Severity.WARNING,

@@ -89,6 +89,7 @@ class _Journal:
         if ranks.device.type == "cuda":
             self.found.setdefault("hardware", torch.cuda.get_device_name())
             self.found.setdefault("sms", torch.cuda.get_device_properties(ranks.device).multi_processor_count)
+            self.found.setdefault("memory", torch.cuda.get_device_properties(ranks.device).total_memory)
             self.found.setdefault("capability", list(torch.cuda.get_device_capability()))
             self.found.setdefault("nccl", ".".join(map(str, torch.cuda.nccl.version())))
         self.found.setdefault("torch", torch.__version__)

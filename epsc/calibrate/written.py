@@ -83,8 +83,8 @@ def _origin(journal: dict[str, Any], head: Head) -> str:
     return f"epsc calibrate, {head.date}: {head.ranks} ranks on {hardware}; torch {journal['torch']}{nccl}"
 
 
-_CHIP = """sms, capability: the driver. Others are not measured: EPS-MoE says that an all2all needs 10 to 20 SMs, \
-an activation 40 to 60; tile is that of the persistent kernel"""
+_CHIP = """sms, capability, memory: the driver. Others are not measured: EPS-MoE says that an all2all needs 10 to 20 \
+SMs, an activation 40 to 60; tile is that of the persistent kernel"""
 _CORES = "sms: cores count as two, whatever there are; nothing here is measured"
 _LATENCIES = """launch: the host, for one small product in a row of them; step, triton: what the host takes for \
 forwards of few tokens of all programs, less other launches and what those take more that stop for sizes, by least \
@@ -106,6 +106,7 @@ def _chip(journal: dict[str, Any], head: Head) -> list[str]:
     ]
     if cuda:
         lines += [f"capability = {journal['capability']}", "tile = [128, 256]"]
+        lines += [f"memory_gb = {journal['memory'] / 1e9:.4g}"] if "memory" in journal else []
     return lines
 
 

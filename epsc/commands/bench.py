@@ -11,7 +11,7 @@ import click
 
 from epsc import driver
 from epsc.bench.loads import BY_HAND, TOKENS, WORKLOADS
-from epsc.commands.options import compile_options, file_argument, fits, options_of
+from epsc.commands.options import compile_options, file_argument, fits, here, options_of
 from epsc.commands.report import EXIT_PROGRAM, count, report
 from epsc.ir.errors import EpsError
 
@@ -69,7 +69,7 @@ def bench(
 
     source = driver.read(file)
     ranks = nproc or launch.default_ranks(lambda n: fits(source, given, n))
-    options = options_of(given, (f"ep={ranks}",))
+    options = options_of(given, here(given, ranks))
     layer = driver.understand(source, options)
     report(layer.warnings)
     loads = _tokens(tokens) if tokens else _loads(layer.load)

@@ -85,10 +85,16 @@ def options_of(given: dict[str, Any], extra_defines: tuple[str, ...] = ()) -> dr
     )
 
 
+def here(given: dict[str, Any], ranks: int) -> tuple[str, ...]:
+    """What `ranks` ranks of this machine define: it is one node, unless told that it should count as several."""
+    nodes = () if "nodes" in parse_defines(given["defines"]) else ("nodes=1",)
+    return (f"ep={ranks}", *nodes)
+
+
 def fits(source: Source, given: dict[str, Any], ranks: int) -> bool:
     """Whether the layer can be shared by so many ranks."""
     try:
-        driver.understand(source, options_of({**given, "print_after": None, "timed": False}, (f"ep={ranks}",)))
+        driver.understand(source, options_of({**given, "print_after": None, "timed": False}, here(given, ranks)))
     except EpsError:
         return False
     return True

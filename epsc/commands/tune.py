@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from epsc import driver, lock
-from epsc.commands.options import compile_options, file_argument, fits, options_of
+from epsc.commands.options import compile_options, file_argument, fits, here, options_of
 from epsc.commands.report import EXIT_PROGRAM, count, report
 from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.spec import ScheduleDecl
@@ -80,13 +80,13 @@ def tune(
     source = driver.read(file)
     ranks = nproc or launch.default_ranks(lambda n: fits(source, given, n))
     # Without GPUs the plan must be one for CPU ranks, whatever cluster the file speaks of.
-    here = (f"ep={ranks}", *(() if launch.gpus() else ("device=cpu",)))
+    place = (*here(given, ranks), *(() if launch.gpus() else ("device=cpu",)))
     path = lock_file or lock.path_of(source)
     lock.load(path)  # a file that is no lock file is better refused before than after
     failed = False
     for load in _loads(tokens):
         more = (f"tokens={load}",) if load is not None else ()
-        layer = driver.understand(source, options_of(given, (*here, *more)))
+        layer = driver.understand(source, options_of(given, (*place, *more)))
         report(layer.warnings)
         measured = tune_layer(layer, best, lambda plan, n: _measure(plan, n, iters, timeout), click.echo)
         if measured is None:

@@ -37,10 +37,11 @@ def test_what_is_counted_is_what_a_program_takes(form: str, ep: int) -> None:
     schedule = plan.schedule
     (pair,) = pairs(schedule.graph)
     apart = replace(schedule, storages=tuple(s for s in schedule.storages if s.symmetric))
-    assert buffer_bytes(apart, 16384) == pytest.approx(pair.symmetric_bytes(ep, 16384), rel=0.02)
-    # Rows of the experts' products lie in room for as many as can come, too: 1536 or 768 columns of them.
+    # What ranks tell each other of tokens is left out: of 64 ranks up to 6 % more.
+    assert buffer_bytes(apart, 16384) == pytest.approx(pair.symmetric_bytes(ep, 16384), rel=0.07)
+    # What the experts' products make of them lies in room for as many as can come, too.
     rows = pair.rows(ep, 16384)
-    assert rows == 16384 * 8 * (2 if "bounded" in form else min(ep, ep * 128 // ep))
+    assert rows == 16384 * (2 * 8 if "bounded" in form else ep * min(8, 128 // ep))
     assert buffer_bytes(schedule, 16384) - buffer_bytes(apart, 16384) >= 2 * rows * (768 + 2048)
 
 

@@ -34,6 +34,8 @@ class Job:
     """random; one: every token wants the same experts; shunned: nobody wants expert 0; skewed: some are wanted more."""
     seed: int = 0
     forwards: int = 2
+    within: int = 0
+    """Ranks of a group, of which there are then several, each with the experts of its own; 0: all are one."""
 
 
 @dataclass
@@ -148,6 +150,14 @@ def layer_class(module: ModuleType) -> Any:
     return found
 
 
+def group_of(rank: int, size: int) -> Any:
+    """The group of a rank: of `size` neighbours. All ranks make all groups."""
+    import torch.distributed as dist
+
+    firsts = range(0, dist.get_world_size(), size)
+    return [dist.new_group(list(range(first, first + size))) for first in firsts][rank // size]
+
+
 def _one(job: Job, rank: int, at: dict[str, Any]) -> Result:
     import torch
 
@@ -159,7 +169,8 @@ def _one(job: Job, rank: int, at: dict[str, Any]) -> Result:
         module = load_program(job.program)
         modules = {name: module.stand_in(name) for name in getattr(module, "GIVEN", ())}
         more = {"given": modules} if modules else {}
-        layer = layer_class(module)(dtype=torch.float32, device="cpu", **more)
+        group = group_of(rank, job.within) if job.within else None
+        layer = layer_class(module)(group, dtype=torch.float32, device="cpu", **more)
         _modules[job.program] = layer, getattr(module, "holder", int)(rank), modules
     layer, rank, modules = _modules[job.program]
     at["layer"] = layer
