@@ -393,3 +393,25 @@ def test_inf_moe_with_empty_experts(slots: int, ranks_of: Callable[[int], Ranks]
     for routing in ("one", "skewed"):
         results = ranks_of(2).run(prepare(layer, "inf_moe", (9, 4), routing=routing))
         assert max(result.error for result in results) < LIMIT
+
+
+def test_pruned() -> None:
+    """Experts of several widths in a layer, of other ones in the next; one layer is cut, and the other is not."""
+    made = planned("pruned")
+    graph = made.graph
+    widths = {name: [d.scale for d in graph.param[name].type.shape] for name in graph.param if "down" in name}
+    assert widths == {
+        "y.down1": [6, 4096, 14336],
+        "y.down1s": [2, 4096, 7168],
+        "late.down2": [2, 4096, 7168],
+        "late.down2s": [6, 4096, 2048],
+    }
+    taken = {node.name: (node.attrs.first, node.attrs.experts) for node in graph.nodes if node.kind == "layout"}
+    for layer, first in (("y.sent1", 6), ("late.sent2", 2)):
+        assert taken[f"{layer}.layout"] == (0, first) and taken[f"{layer}s.layout"] == (first, 8 - first)
+    cut = {step.node for step in made.steps if step.cuts}
+    assert {"y.sent1.all2all", "y.down1", "y.back1.all2all"} <= cut
+    assert not [name for name in cut if name.startswith("late.") or "1s" in name]
+    assert {str(step.impl) for step in made.steps if step.node == "y.down1"} == {"dense"}
+    happens = Happens.of(made)
+    assert happens.beside("y.down1[expert_group:0/3]", "y.sent1.all2all[expert_group:2/3]")
