@@ -55,7 +55,7 @@ format: dev ## rewrite the code in the house style
 golden: dev ## rewrite the golden files; then read the diff
 	$(BIN)/python -m pytest --update-golden $(PYTEST_FLAGS)
 
-docs: dev ## build the documentation as a site: build/site/index.html
+docs: dev ## build the documentation as a site, in minutes: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 wheel: dev ## build dist/*.whl from a clean tree
