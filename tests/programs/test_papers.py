@@ -273,8 +273,12 @@ def test_adapter_albert() -> None:
         **dict.fromkeys(("ffn.up", "ffn.down"), False),
         **dict.fromkeys(adapters, True),
     }
-    assert {graph.param[name].type.shape[0].scale for name in adapters} == {8}
+    assert {graph.param[name].type.shape[0].scale for name in adapters} == {16}
     assert made.ep == 8
+    # Where a weight is stands in the schedule: adapters in the memory of the host, the backbone on the device.
+    host = planned("adapter_albert", "host")
+    copied = {name for node in host.graph.nodes if node.kind == "weight_copy" for name in node.params}
+    assert copied == {*adapters}
 
 
 def test_duo_llm() -> None:
