@@ -82,6 +82,10 @@ def _layout(regions: Regions, scope: Scope, dispatch: str) -> list[str]:
     layout = regions.layout(dispatch)
     local = regions.experts(dispatch) // regions.schedule.ep
     cuts = sorted(regions.cuts.get(dispatch, set()) | {layout.count})
+    if layout.axis is Axis.PEER:
+        if not set(cuts) <= {1, regions.schedule.ep}:
+            raise refuse(f"rows of `{dispatch}` lie by rank, but an op cuts them otherwise")
+        return call(f"self.{scope.layouts[dispatch]} = ByPeer", [str(local), "self.rank", "self.device"], "", 8)
     if layout.axis is Axis.TOKENS and cuts != [layout.count]:
         raise refuse(f"rows of `{dispatch}` lie in {layout.count} pieces of the tokens, but an op cuts them otherwise")
     cls = "ByToken" if layout.axis is Axis.TOKENS else "ByExpert"

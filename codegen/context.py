@@ -72,6 +72,7 @@ def context(
         "offloads": any(node.info.from_host for node in graph.nodes),
         "identities": any(node.kind == "identity" for node in graph.nodes),
         "one_sided_kinds": {node.kind for node in graph.nodes} & set(ONE_SIDED),
+        "groups": gemms.groups,
         "collective": any(step.comm for step in schedule.steps),
         "collective_kinds": {node.kind for node in graph.nodes},
         "same_tokens": schedule.same_tokens,
@@ -124,10 +125,14 @@ def _scope(schedule: Schedule, functions: dict[object, str], variants: Variants)
 
 
 def _layout_classes(regions: Regions, scope: Scope) -> list[str]:
-    axes = {regions.layout(dispatch).axis is Axis.TOKENS for dispatch in scope.layouts}
-    found = ["layout_tokens.jinja" if by_token else "layout_experts.jinja" for by_token in sorted(axes)]
-    stays = any(map(regions.stays, scope.layouts))
-    return [*found, "layout_local.jinja"] if stays else found
+    axes = {regions.layout(dispatch).axis for dispatch in scope.layouts}
+    wanted = {
+        "layout_experts.jinja": bool(axes - {Axis.TOKENS}),
+        "layout_peers.jinja": Axis.PEER in axes,
+        "layout_tokens.jinja": Axis.TOKENS in axes,
+    }
+    found = [name for name, used in wanted.items() if used]
+    return [*found, "layout_local.jinja"] if any(map(regions.stays, scope.layouts)) else found
 
 
 def _op_files(graph: Graph, regions: Regions, gemms: Gemms, variants: Variants, keeps: bool) -> list[str]:

@@ -10,7 +10,8 @@ from epsc.codegen.functions import Function
 from epsc.codegen.lines import call
 from epsc.codegen.names import Names, string
 from epsc.codegen.triton_expert_gemm import Cuts
-from epsc.ir.attrs import ActAttrs, ExpertGemmActAttrs, ExpertGemmAttrs
+from epsc.ir.attrs import ActAttrs, ExpertGemmActAttrs, ExpertGemmAttrs, PlaceAttrs
+from epsc.ir.dims import Axis
 from epsc.ir.graph import Node
 from epsc.ir.impls import Choice, Condition, Metric
 from epsc.ir.schedule import Schedule, Step
@@ -57,6 +58,17 @@ class Gemms:
     @cached_property
     def _steps(self) -> list[Step]:
         return [step for step in self.schedule.steps if isinstance(self.schedule.node(step).attrs, ExpertGemmAttrs)]
+
+    @cached_property
+    def groups(self) -> bool:
+        """Whether some product is of a group of experts whose rows lie among those of all, where one-sided transfers
+        put them."""
+        graph = self.schedule.graph
+        return any(
+            cut.axis is Axis.EXPERT_GROUP and isinstance(graph.maker[self.schedule.node(step).ins[1]].attrs, PlaceAttrs)
+            for step in self._steps
+            for cut in step.cuts
+        )
 
     @cached_property
     def used(self) -> list[str]:
@@ -121,7 +133,9 @@ class Gemms:
         if impl == "persistent":
             doc = f"One launch for all experts, with {by['torch']} of the sums before they are stored."
             given = ["rows", "weight.mT", "ends[part.ends]", "out", "programs_for(rows)", "expected=part.mean_rows"]
-            body = call(f"return {self._product(act)}", [*given, *(["bias=bias"] if self.with_bias else [])])
+            given += ["bias=bias"] if self.with_bias else []
+            given += ["inside=part.inside"] if self.groups else []
+            body = call(f"return {self._product(act)}", given)
         else:
             doc = f"`{gemm}`, then {by['torch']}."
             made = f"{gemm}({args})"

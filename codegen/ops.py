@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from epsc.codegen.gemms import Gemms
 from epsc.codegen.names import string
 from epsc.codegen.one_sided import dispatch_of
-from epsc.codegen.regions import Regions, Target, refuse
+from epsc.codegen.regions import Regions, Target, columns_of, refuse
 from epsc.codegen.variants import Variants
 from epsc.ir.attrs import (
     ActAttrs,
@@ -21,7 +21,7 @@ from epsc.ir.attrs import (
     SlotAttrs,
     TransferAttrs,
 )
-from epsc.ir.dims import Cut
+from epsc.ir.dims import Axis, Cut
 from epsc.ir.graph import Node
 from epsc.ir.schedule import Ref, Schedule, Step
 
@@ -186,7 +186,7 @@ class Ops:
     def _all2all(self, at: At) -> Op:
         assert isinstance(at.node.attrs, TransferAttrs)
         layout = self.regions.layout(self.regions.dispatch(at.node))
-        if (at.cut.count if at.cut else 1) != layout.count:
+        if layout.axis is not Axis.PEER and (at.cut.count if at.cut else 1) != layout.count:
             raise refuse(f"`{at.step.key}` moves another piece than its rows are laid out for ({layout})")
         there = at.node.attrs.direction is Direction.DISPATCH
         rows = self.regions.read(at.step, at.step.reads[0])
@@ -228,17 +228,26 @@ class Ops:
         low, high = self.regions.local(dispatch, at.cut)
         all_of_them = (low, high) == self.regions.local(dispatch, None)
 
-        def mine(name: str) -> str:
-            return f"self.{self.scope.weights[name]}" + ("" if all_of_them else f"[{low}:{high}]")
+        left, right = columns_of(at.step.cuts, at.node.attrs.out)
+        columns = f"{left}:{right}" if right - left < at.node.attrs.out else ""
+        experts = "" if all_of_them else f"{low}:{high}"
 
-        where = mine(at.node.params[0])
+        def mine(name: str, of_matrix: str) -> str:
+            index = f"[{experts or ':'}, {of_matrix}]" if columns else f"[{experts}]" if experts else ""
+            return f"self.{self.scope.weights[name]}{index}"
+
+        transposed = at.node.attrs.transposed
+        where = mine(at.node.params[0], f":, {columns}" if transposed else columns)
         if at.node.attrs.slots:
             where = self.regions.read(at.step, next(ref for ref in at.step.reads if ref.value == at.node.ins[-1]))
-        weight = where + ("" if at.node.attrs.transposed else ".mT")
+        weight = where + ("" if transposed else ".mT")
         args = [self.regions.read(at.step, at.step.reads[0]), weight]
         if self.gemms.with_bias:
-            args.append(mine(at.node.params[1]) if at.node.attrs.bias else "None")
-        args += ["part", self.regions.variable(at.node.ins[1])]
+            args.append(mine(at.node.params[1], columns) if at.node.attrs.bias else "None")
+        ends = self.regions.variable(at.node.ins[1])
+        if at.cut is not None and dispatch in self.regions.slots:
+            ends = f"self.{self.regions.slots[dispatch]}.counted({ends}, part)"
+        args += ["part", ends]
         target = self.regions.write(at.step, at.step.writes[0])
         if not self.gemms.own_result(at.step):
             args.append(target.expr)
@@ -334,8 +343,9 @@ class Ops:
         return f"self.{self.regions.slots[dispatch_of(self.schedule.graph, node)]}"
 
     def _read(self, at: At, value: str) -> str:
-        """A value that is read whole: rows, or an index."""
-        ref = Ref(value)
+        """A value as a method of slots takes it: all rows, or an index; of what is cut by columns some of them."""
+        columns = tuple(cut for cut in at.step.cuts if cut.axis is Axis.COLUMNS)
+        ref = Ref(value, columns if Ref(value, columns) in at.step.reads else ())
         return self.regions.read(at.step, ref) if self.regions.buffer(ref) else self.regions.variable(value)
 
     def _one_sided(self, at: At) -> Op:
@@ -346,12 +356,20 @@ class Ops:
         theirs = {value for value, maker in makers.items() if maker.info.one_sided and maker.kind not in KNOWN_HERE}
         reads = node.ins[:2] if node.kind in SUMS else node.ins
         args = [self._read(at, value) for value in reads if value not in theirs]
+        if node.kind == "expand":
+            args.append(self.regions.variable(node.outs[0]))
+        if node.kind in SUMS:
+            args += [self.regions.write(at.step, at.step.writes[0]).expr, *self._addend(at, 2)]
+        if at.cut is not None:
+            dispatch = dispatch_of(graph, node)
+            # Where rows are is known together with where they end: one op finds both.
+            ends = [] if node.kind == "put_copies" else [f"ends={self.regions.ends(dispatch)}"]
+            args += [*ends, f"group={self.regions.group(dispatch, at.cut)}"]
+        first, _ = columns_of(at.step.cuts, graph.types[node.outs[0]].shape[-1].scale)
+        if first:
+            args.append(f"first={first}")
         if node.info.moves_rows and node.kind != "copy_rows" and at.step.sms:
             args.append(f"programs={at.step.sms}")
-        if node.kind in ("expand", *SUMS):
-            args.append(self.regions.write(at.step, at.step.writes[0]).expr)
-        if node.kind in SUMS:
-            args += self._addend(at, 2)
         outs = ", ".join(map(self.regions.variable, node.outs)) if node.kind in KNOWN_HERE else ""
         method = f"{self._slots(node)}.{node.kind}"
         return {"function": f"{outs} = {method}" if outs else method, "args": tuple(args)}

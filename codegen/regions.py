@@ -30,11 +30,19 @@ def refuse(what: str) -> EpsError:
 def row_cut(cuts: Cuts, where: str) -> Cut | None:
     """The one cut of rows among `cuts`; none if it is whole."""
     for cut in cuts:
-        if cut.axis not in (Axis.EXPERT_GROUP, Axis.TOKENS):
+        if cut.axis not in (Axis.EXPERT_GROUP, Axis.TOKENS, Axis.PEER, Axis.COLUMNS):
             raise refuse(f"{where} is cut by {cut.axis}, which no program can be written for yet")
     if len(cuts) > 1:
         raise refuse(f"{where} is cut in two ways at once, which no program can be written for yet")
-    return cuts[0] if cuts else None
+    return cuts[0] if cuts and cuts[0].axis is not Axis.COLUMNS else None
+
+
+def columns_of(cuts: Cuts, width: int) -> tuple[int, int]:
+    """The columns that cuts leave of `width`."""
+    for cut in cuts:
+        if cut.axis is Axis.COLUMNS:
+            return cut.index * width // cut.count, (cut.index + 1) * width // cut.count
+    return 0, width
 
 
 def place_of(graph: Graph, dispatch: str) -> Node:
@@ -112,12 +120,21 @@ class Regions:
     def part(self, dispatch: str, cut: Cut | None) -> str:
         count, index = (cut.count, cut.index) if cut else (1, 0)
         if dispatch in self.slots:
-            ends = self.variable(f"{place_of(self.graph, dispatch).name}.ends")
-            return f"self.{self.slots[dispatch]}.part({ends}, tokens)"
+            group = "" if cut is None else f", {self.group(dispatch, cut)}"
+            return f"self.{self.slots[dispatch]}.part({self.ends(dispatch)}, tokens{group})"
         self.cuts.setdefault(dispatch, set()).add(count)
         return f"{self.sizes(dispatch)}.parts[{count}][{index}]"
 
+    def ends(self, dispatch: str) -> str:
+        """Where the rows of each expert here end, of a one-sided dispatch."""
+        return self.variable(f"{place_of(self.graph, dispatch).name}.ends")
+
     # --- experts ---
+
+    def group(self, dispatch: str, cut: Cut) -> str:
+        """The local experts of a cut, as a range."""
+        low, high = self.local(dispatch, cut)
+        return f"range({low}, {high})" if low else f"range({high})"
 
     def local(self, dispatch: str, cut: Cut | None) -> tuple[int, int]:
         """The local experts of a cut."""
@@ -249,10 +266,12 @@ class Regions:
         return self._region(step, ref)
 
     def indexed(self, ref: Ref) -> str:
-        """All of the value, of which an index picks rows."""
-        if (buffer := self.buffer(Ref(ref.value))) is not None and buffer.cuts:
+        """All rows of the value, of which an index picks some."""
+        columns = tuple(cut for cut in ref.cuts if cut.axis is Axis.COLUMNS)
+        buffer = self.buffer(Ref(ref.value, columns))
+        if buffer is not None and row_cut(buffer.cuts, f"`{buffer.key}`"):
             raise refuse(f"`{ref.value}` is read or written by index, and so must lie in one buffer")
-        return self.variable(ref.value)
+        return self.chunk(ref.value, columns) if buffer and buffer.cuts else self.variable(ref.value)
 
     def whole(self, ref: Ref) -> bool:
         """Whether the region is all of its buffer."""
@@ -264,7 +283,9 @@ class Regions:
             name = self.chunk(ref.value, ref.cuts if self.buffer(ref) else ())
             return Target(name, name)
         cut = row_cut(ref.cuts, f"`{ref}`")
-        assert cut is not None
+        if cut is None:
+            low, high = columns_of(ref.cuts, self.graph.types[ref.value].shape[-1].scale)
+            return Target(f"{self.variable(ref.value)}[:, {low}:{high}]")
         return Target(f"{self.variable(ref.value)}[{self.rows(ref.value, cut, self.part_here(step, ref, cut))}]")
 
     def chunk(self, value: str, cuts: Cuts) -> str:

@@ -13,13 +13,13 @@ FILE = _words("""
     ThreadPoolExecutor contextmanager nullcontext timedelta accumulate pairwise Path median quantiles Any NamedTuple
     torch dist F Tensor nn annotations safe_open
     LAYER SCHEDULE VERSION EP TOKENS DTYPE INPUTS WEIGHTS GROUPED IDLE Mark Get Raw Weight
-    MOST Symmetric Overflow Slots capturing expect_room expect_one_node this_node
+    MOST ALL Symmetric Overflow Slots capturing expect_room expect_one_node this_node
     NUMBERS symm_mem wide power_of_2 wide_columns many_programs
     signal_kernel wait_kernel tell tell_kernel put_rows_to_ranks put_rows_kernel locate locate_kernel
     starts_kernel aim aim_kernel put_copies_to_ranks put_copies_kernel put_back_to_ranks put_back_kernel
     sum_over_copies sum_copies_kernel
     expand expand_kernel put_sums_to_ranks put_sums_kernel sum_over_ranks sum_ranks_kernel
-    Run Lane Step Host Transport nccl_options Part Sizes Layout ByExpert ByToken Local
+    Run Lane Step Host Transport nccl_options Part Sizes Layout ByExpert ByToken ByPeer Local
     holder SAME_TOKENS RANKS ETP Shared own_columns
     view expect by_tokens length keep router_logits identity rows_or_zero own_weights weighted_sum put_rows sort_rows
     triton tl TensorDescriptor jit columns_at_once TRITON check_triton

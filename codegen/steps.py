@@ -11,7 +11,7 @@ from epsc.codegen.lines import Arg, Listing, call, comment
 from epsc.codegen.memory import Memory
 from epsc.codegen.names import string
 from epsc.codegen.ops import At, Op, Ops
-from epsc.codegen.regions import Regions, row_cut
+from epsc.codegen.regions import Regions, columns_of, row_cut
 from epsc.ir.attrs import Direction, ExpertGemmActAttrs, RouteAttrs, SlotAttrs, TransferAttrs
 from epsc.ir.dims import Axis, Cut
 from epsc.ir.graph import Node
@@ -115,7 +115,7 @@ class Steps:
 
     def _what(self, step: Step, node: Node, cut: Cut | None) -> str:
         if node.kind == "expert_gemm":
-            return f"{self._experts(node, cut)} on their rows, by {step.impl}"
+            return f"{self._experts(node, cut)} on their rows{self._columns(step, node)}, by {step.impl}"
         if isinstance(node.attrs, ExpertGemmActAttrs):
             return f"{self._experts(node, cut)} on their rows, and {node.attrs.fn} of that, by {step.impl}"
         if isinstance(node.attrs, SlotAttrs):
@@ -125,17 +125,32 @@ class Steps:
         if node.kind == "all2all":
             assert isinstance(node.attrs, TransferAttrs)
             there = node.attrs.direction is Direction.DISPATCH
-            return f"rows {'go to' if there else 'come home from'} {self._experts(node, cut)} of every rank"
+            if cut is not None and cut.axis is Axis.PEER:
+                offset = cut.index if there else -cut.index
+                where = f"the rank {abs(offset)} {'after' if there else 'before'} this one" if offset else "this rank"
+                return f"rows {'go to' if there else 'go home to'} {where}"
+            which = f"{columns.removeprefix(', ')} of rows" if (columns := self._columns(step, node)) else "rows"
+            return f"{which} {'go to' if there else 'come home from'} {self._experts(node, cut)} of every rank"
         if isinstance(node.attrs, RouteAttrs):
             return f"each token chooses {node.attrs.top_k} of {node.attrs.experts} experts"
-        what = _WHAT[node.kind]
+        what = _WHAT[node.kind] + self._columns(step, node)
         by = f", by {step.impl}" if "triton" in impls_of(node.kind) else ""
         if cut is not None and cut.axis is Axis.EXPERT_GROUP:
             return f"{what}, for {self._experts(node, cut)}{by}"
         pieces = f", for tokens {cut.index}/{cut.count} to {cut.index + 1}/{cut.count}" if cut else ""
+        if cut is not None and cut.axis is Axis.PEER:
+            pieces = f", for rows of {_source(cut)}"
         return f"{what}{pieces}{by}"
 
+    def _columns(self, step: Step, node: Node) -> str:
+        """Which columns a step makes, if not all."""
+        width = self.schedule.graph.types[node.outs[0]].shape[-1].scale
+        low, high = columns_of(step.cuts, width)
+        return f", columns {low} to {high - 1}" if high - low < width else ""
+
     def _experts(self, node: Node, cut: Cut | None) -> str:
+        if cut is not None and cut.axis is Axis.PEER:
+            return f"the local experts (rows of {_source(cut)})"
         if cut is None or cut.axis is not Axis.EXPERT_GROUP:
             chunk = f"the local experts (tokens {cut.index}/{cut.count} to {cut.index + 1}/{cut.count})" if cut else ""
             return chunk or "the local experts"
@@ -160,6 +175,11 @@ class Steps:
         if step.sms and node.info.role is Role.COMPUTE and step.sms < self.schedule.chip_sms:
             args.append(f"sms_left={self.schedule.chip_sms - step.sms}")
         return call(f"with self.{self.ops.scope.lanes[step.lane]}.step", args, ":", 8)
+
+
+def _source(cut: Cut) -> str:
+    """The rank that the rows of a cut by peer come from."""
+    return f"the rank {cut.index} before this one" if cut.index else "this rank"
 
 
 _WHAT = {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from epsc.ir.attrs import RowsAttrs
-from epsc.ir.dims import TOKENS, is_tokens
+from epsc.ir.dims import TOKENS, Axis, is_tokens
 from epsc.ir.errors import Faults, Note, did_you_mean
 from epsc.ir.graph import Graph, Node
 from epsc.ir.source import Span
@@ -43,14 +44,15 @@ class Asks:
     apart: frozenset[str] = frozenset()
     """Activations that stay ops of their own behind an expert gemm, because the schedule chooses an implementation of
     either (other than the one that has both), or asks one thing of the activation and another of the gemm."""
-
     slots: dict[str, int] = field(default_factory=dict)
     """Expert gemm -> the slots that its weight goes through, which stays in the memory of the host."""
+    by_source: frozenset[str] = frozenset()
+    """Dispatches that are cut by peer, and what is cut so behind them: it runs on rows as they come from each rank."""
     lost: frozenset[str] = frozenset()
     """Of a layer with faults: dispatches (as it names them) that are to be one-sided, whose combine the faults took."""
 
     def __bool__(self) -> bool:
-        return bool(self.transports or self.apart or self.slots)
+        return bool(self.transports or self.apart or self.slots or self.by_source)
 
 
 NOTHING = Asks()
@@ -84,7 +86,8 @@ def asks_of(
     chosen = {name: transport.name for name, transport in transports.items() if name not in lost}
     copies = frozenset(name for name in chosen if chosen[name] == "put" and name not in found.wants)
     rooms = {name: room for name, room in rooms.items() if name in chosen}
-    return Asks(chosen, copies, rooms, _apart(decl, said), slots, frozenset(said.node[name].origin for name in lost))
+    gone = frozenset(said.node[name].origin for name in lost)
+    return Asks(chosen, copies, rooms, _apart(decl, said), slots, _by_source(decl, said, chosen), gone)
 
 
 def _homes(said: Graph) -> dict[str, list[Node]]:
@@ -140,8 +143,8 @@ def _found(decl: ScheduleDecl, said: Graph, vague: frozenset[str], faults: Fault
     for name, homes in _homes(said).items():
         _check_pair(said.node[name], homes, transports, faults)
     for directive in decl.directives:
-        if isinstance(directive, Reserve | Split):
-            _check_directive(directive, said, moves, transports, faults)
+        if isinstance(directive, Reserve):
+            _check_reserve(directive, moves, transports, faults)
     return _Found(transports, wants)
 
 
@@ -355,37 +358,36 @@ def _check_pair(dispatch: Node, homes: list[Node], transports: dict[str, _Transp
         )
 
 
-def _check_directive(
-    directive: Reserve | Split,
-    said: Graph,
-    moves: list[Node],
-    transports: dict[str, _Transport],
-    faults: Faults,
-) -> None:
-    """SMs for what needs none; cuts of what lies in one piece."""
-    for target in directive.targets:
-        if isinstance(directive, Reserve):
-            for node in _named((target,), moves):
-                if node.name in transports and transports[node.name].name == "copy":
-                    faults.add(
-                        "reserve",
-                        f"`{node.origin}` travels by copy engines, which need no SMs: there is nothing to reserve",
-                        target.span,
-                        help=f"leave `{node.origin}` out of the `reserve`",
-                    )
-            continue
-        for node in said.nodes:
-            symbols = {
-                said.types[value].shape[0].symbol for value in (*node.ins, *node.outs) if said.types[value].shape
-            }
-            if target.name in (node.origin, name_of(node)) and any(f"rows({name})" in symbols for name in transports):
+def _check_reserve(reserve: Reserve, moves: list[Node], transports: dict[str, _Transport], faults: Faults) -> None:
+    """SMs for what needs none."""
+    for target in reserve.targets:
+        for node in _named((target,), moves):
+            if node.name in transports and transports[node.name].name == "copy":
                 faults.add(
-                    "split-one-sided",
-                    f"`{target.name}` cannot be cut: rows that travel one-sided lie in one piece",
+                    "reserve",
+                    f"`{node.origin}` travels by copy engines, which need no SMs: there is nothing to reserve",
                     target.span,
-                    help="leave out the `split`, or let an all2all move the rows",
+                    help=f"leave `{node.origin}` out of the `reserve`",
                 )
-                break
+
+
+def _by_source(decl: ScheduleDecl, said: Graph, transports: Collection[str]) -> frozenset[str]:
+    """What runs on rows as they come: see `Asks.by_source`. Each of them reads nothing else."""
+    cut = {
+        t.name for each in decl.directives if isinstance(each, Split) and each.axis is Axis.PEER for t in each.targets
+    }
+    found: set[str] = set()
+    for node in said.nodes:
+        named = bool(cut & {node.origin, name_of(node)})
+        if node.kind == "dispatch":
+            # Where ranks share experts, rows go on from each to the others before anything runs on them.
+            follows = node.name not in transports and not (isinstance(node.attrs, RowsAttrs) and node.attrs.etp > 1)
+        else:
+            before = said.maker.get(node.ins[0]) if node.ins else None
+            follows = node.kind in ("expert_gemm", "activation") and before is not None and before.name in found
+        if named and follows:
+            found.add(node.name)
+    return frozenset(found)
 
 
 def _apart(decl: ScheduleDecl, said: Graph) -> frozenset[str]:

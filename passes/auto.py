@@ -109,8 +109,9 @@ def _apart_from_experts(graph: Graph) -> list[Node]:
 def candidates(
     graph: Graph, ep: int, device: Device, transports: tuple[str, ...] = TRANSPORTS[:1]
 ) -> list[ScheduleDecl]:
-    """Schedules worth asking about, simplest first: serial; transfers beside the shared experts; cuts by expert group
-    and by tokens; each with and without SMs of their own for the transfers, and by each transport."""
+    """Schedules worth asking about, simplest first: serial; transfers beside the shared experts; cuts by expert group,
+    by tokens, by peer and by columns; each with and without SMs of their own for the transfers, and by each transport.
+    """
     names = _Names.of(graph)
     best = uses(graph, ep, device)
     found = [ScheduleDecl("serial")]
@@ -119,30 +120,28 @@ def candidates(
     if not names.dispatches:
         return found
     local = min(n.attrs.experts for n in graph.nodes if isinstance(n.attrs, RowsAttrs)) // ep
-    cuts: list[tuple[Axis | None, int]] = [(None, 1)]
-    cuts += [(Axis.EXPERT_GROUP, n) for n in range(2, min(local, MOST_CHUNKS) + 1) if local % n == 0]
-    cuts += [(Axis.TOKENS, n) for n in (2, 4, 8)]
     for transport in transports:
         travels = _travels(names, transport)
-        for axis, count in cuts:
-            if axis and transport != "collective":
-                continue  # one-sided transfers are not cut
+        for cut in _cuts(names, transport, local, ep):
             for sms in SMS_FOR_TRANSFERS:
                 if sms >= device.sms or (sms and device.backend != "cuda"):
                     continue
+                if cut and transport.startswith("put") and not sms:
+                    continue  # nothing runs beside rows that are put on as many SMs as there are
                 # Of rows that come one-sided the host knows no number, so nothing can be chosen by it.
                 directives: list[Directive] = [*travels] or [*best]
-                if axis:
-                    directives.append(Split(_targets(names.inner), axis, Number(count)))
+                directives += (Split(_targets(each), axis, Number(count)) for each, axis, count in cut)
                 if sms:
                     # Copy engines take none.
                     moved = names.moved if transport != "copy" else _homes(names)
                     directives.append(Reserve(Number(sms), _targets(moved)))
-                for ahead, behind in _besides(names, transport, sms, axis):
-                    if not (axis or ahead or behind or travels):
+                for ahead, behind in _besides(names, transport, sms, bool(cut)):
+                    if not (cut or ahead or behind or travels):
                         continue  # nothing to hide behind: that is serial
                     words = [transport] if travels else []
-                    words += [f"{axis}_{count}" if axis else "beside" if ahead or behind else "whole", f"sms_{sms}"]
+                    words += [f"{axis}_{count}" for _, axis, count in cut]
+                    words += [] if cut else ["beside" if ahead or behind else "whole"]
+                    words.append(f"sms_{sms}")
                     words += [f"slot_{len(names.shared) - len(behind)}"] if behind else []
                     ways = ((ahead, names.dispatches[:1]), (behind, _homes(names)[:1]))
                     run = (Beside(_targets(these), _targets(others)) for these, others in ways if these)
@@ -150,13 +149,38 @@ def candidates(
     return found
 
 
-def _besides(
-    names: _Names, transport: str, sms: int, axis: Axis | None
-) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+_Cut = tuple[tuple[str, ...], Axis, int]
+"""Names, and how they are cut."""
+
+
+def _cuts(names: _Names, transport: str, local: int, ep: int) -> list[tuple[_Cut, ...]]:
+    """The ways to cut what travels so, uncut first; `local` experts are on each of `ep` ranks."""
+    homes = _homes(names)
+    there = tuple(name for name in names.inner if name not in homes)
+    columns: _Cut = homes, Axis.COLUMNS, 2
+    if transport != "collective":
+        # What goes there once for each rank goes in one piece, and so does a sum over all experts of a rank.
+        by_group: list[tuple[_Cut, ...]] = []
+        if local > 1 and transport in ("put_copies", "put_each"):
+            by_group = [((there, Axis.EXPERT_GROUP, 2), columns)]
+        if by_group and transport == "put_each":
+            by_group.append(((names.inner, Axis.EXPERT_GROUP, 2),))
+        return [(), (columns,), *by_group]
+    groups = [n for n in range(2, min(local, MOST_CHUNKS) + 1) if local % n == 0]
+    by_peer: list[tuple[_Cut, ...]] = [((there, Axis.PEER, ep), columns)] if 1 < ep <= MOST_CHUNKS else []
+    return [
+        (),
+        *(((names.inner, Axis.EXPERT_GROUP, n),) for n in groups),
+        *(((names.inner, Axis.TOKENS, n),) for n in (2, 4, 8)),
+        *by_peer,
+    ]
+
+
+def _besides(names: _Names, transport: str, sms: int, cut: bool) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     """What may run beside the first dispatch, before the experts' products, and what behind them, beside the combine:
     the choices. Of a layer that is cut, and of one with a single such op, all of it runs beside the dispatch."""
     every = len(names.shared)
-    slots = range(every, -1, -1) if not axis and 1 < every <= MOST_SLOTS else (every,)
+    slots = range(every, -1, -1) if not cut and 1 < every <= MOST_SLOTS else (every,)
     ways = [(names.shared[:slot], names.shared[slot:]) for slot in slots]
     if transport == "copy":  # it sends all tokens, wherever they are to go
         return [((), ()), *(((*names.routers, *ahead), behind) for ahead, behind in ways)]
@@ -216,12 +240,17 @@ def fastest(schedule: Schedule, cluster: Cluster, load: int, most: int | None = 
 
 
 def best_of(asked: list[Candidate]) -> Candidate:
-    """The fastest, but of two that are about as fast the simpler one, which stands first."""
+    """The fastest, but of two that are about as fast serial, or the one that is not cut."""
     best = asked[0]
     for candidate in asked[1:]:
-        if candidate.seconds < best.seconds * (1 - (MARGIN if best is asked[0] else 0)):
+        sure = best is not asked[0] and _is_cut(best) >= _is_cut(candidate)
+        if candidate.seconds < best.seconds * (1 - (0 if sure else MARGIN)):
             best = candidate
     return best
+
+
+def _is_cut(candidate: Candidate) -> bool:
+    return any(step.cuts for step in candidate.schedule.steps)
 
 
 def scheduled(

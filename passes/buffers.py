@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from epsc.ir.attrs import SlotAttrs
-from epsc.ir.dims import Cuts, Dim
+from epsc.ir.dims import Axis, Cuts, Dim
 from epsc.ir.graph import Graph
 from epsc.ir.schedule import Buffer, Schedule, Stage, Step, Storage
-from epsc.passes.questions import is_row_op
+from epsc.passes.questions import is_row_op, one_sided_rows
 from epsc.passes.wishes import Context
 from epsc.proof.happens import Happens
 
-# Rows that an index addresses from the start of the whole value, so that the value must be in one piece.
+# Rows that an index addresses from the start of the whole value, so that all rows must be in one piece.
 _WHOLE_READS = (
     *("regroup", "unpermute", "unpermute_sum", "all2all", "pick_rows", "place_rows"),
     *("all_gather_rows", "reduce_scatter_rows"),
@@ -113,7 +113,7 @@ class _Storage:
 def _uses(schedule: Schedule) -> dict[tuple[str, Cuts], list[tuple[int, Step]]]:
     """The steps that use each buffer-to-be, in issue order; buffers in the order of their first use."""
     graph = schedule.graph
-    whole = set(graph.results)
+    whole: set[str] = set()
     for step in schedule.steps:
         kind = graph.node[step.node].kind
         if kind in _WHOLE_READS:
@@ -127,11 +127,21 @@ def _uses(schedule: Schedule) -> dict[tuple[str, Cuts], list[tuple[int, Step]]]:
             maker = graph.maker.get(ref.value)
             if maker is None or not is_row_op(maker):
                 continue
-            cuts = ref.cuts if ref.value in shared_cuts and ref.value not in whole else ()
+            cuts = ref.cuts if ref.value in shared_cuts else ()
+            if ref.value in whole or not known_rows(graph, ref.value):
+                cuts = tuple(cut for cut in cuts if cut.axis is Axis.COLUMNS)
+            if maker.info.one_sided or ref.value in graph.results:
+                cuts = ()  # one piece of memory that outlives the forward
             steps = found.setdefault((ref.value, cuts), [])
             if not steps or steps[-1][0] != i:
                 steps.append((i, step))
     return found
+
+
+def known_rows(graph: Graph, value: str) -> bool:
+    """Whether the host knows how many rows each part of a value has, as memory of its own needs."""
+    symbol = graph.types[value].shape[0].symbol
+    return not (symbol.startswith("rows(") and one_sided_rows(graph, symbol))
 
 
 def _split_alike(schedule: Schedule) -> set[str]:

@@ -24,6 +24,8 @@ class Canonicalise:
                                     sent.all2all  = all2all(sent.permute)
                                     sent.arrange  = arrange(sent.exchange)   where each received row belongs
                                     sent          = regroup(sent.all2all)    rows by expert
+        h cut by peer with it -->   sent          = all2all(sent.permute)    rows by source, and h runs on them as they
+                                    h.regroup     = regroup(h)               come; then by expert
         one-sided            -->    sent.count    = count(r.experts)         ranks of copies among those of an expert
                                     sent.tell     = tell(r, counts)          all ranks' routing, at all ranks
                                     sent.put      = put_rows(x, r.experts)   rows into the memory of other ranks, or
@@ -72,7 +74,8 @@ class Canonicalise:
                 else:
                     nodes += _one_sided_combine(node, types, places, node.name in asks.copies)
             elif node.kind == "dispatch":
-                nodes += _dispatch(node, types)
+                straight = any(user.name in asks.by_source for user in graph.users[node.name])
+                nodes += _dispatch(node, types, straight and node.name in asks.by_source)
                 ends[node.name] = f"{node.name}.arrange.ends"
             elif node.kind == "combine":
                 nodes += _combine(node, types)
@@ -86,7 +89,7 @@ class Canonicalise:
                 nodes += _expert_gemm(node, types, dispatch, ends[dispatch], asks.slots.get(node.name, 0))
             else:
                 nodes.append(node)
-        lowered = graph.with_nodes(tuple(nodes), types)
+        lowered = graph.with_nodes(_regrouped(nodes, types, graph, asks.by_source), types)
         used = {name for node in nodes for name in node.params}
         return replace(lowered, params=tuple(p for p in graph.params if p.name in used))
 
@@ -114,7 +117,32 @@ def _expert_gemm(node: Node, types: dict[str, Tensor], dispatch: str, ends: str,
     return [copy, replace(gemm, ins=(*gemm.ins, name), attrs=replace(node.attrs, slots=slots))]
 
 
-def _dispatch(node: Node, types: dict[str, Tensor]) -> list[Node]:
+def _regrouped(nodes: list[Node], types: dict[str, Tensor], said: Graph, by_source: frozenset[str]) -> tuple[Node, ...]:
+    """Rows go by expert where the first op reads them that does not run on them as they come from each rank."""
+    found: list[Node] = []
+    sources: dict[str, str] = {}
+    """Value by source -> the same by expert, once something asked for it."""
+    for node in nodes:
+        if node.name in by_source and (node.kind == "all2all" or node.ins[0] in sources):
+            sources[node.name] = ""
+        elif any(value in sources for value in node.ins):
+            for value in node.ins:
+                if sources.get(value) == "":
+                    d = types[value].shape[0].symbol[len("rows(") : -1]
+                    sources[value] = f"{value}.regroup"
+                    types[sources[value]] = types[value]
+                    attrs = said.node[d].attrs
+                    ins = (value, f"{d}.arrange.index")
+                    maker = said.maker[value]
+                    regroup = Node(sources[value], "regroup", ins, (sources[value],), attrs)
+                    found.append(replace(regroup, origin=maker.origin, span=maker.span))
+            node = replace(node, ins=tuple(sources.get(value, value) for value in node.ins))
+        found.append(node)
+    return tuple(found)
+
+
+def _dispatch(node: Node, types: dict[str, Tensor], by_source: bool) -> list[Node]:
+    """`by_source`: what reads the rows takes them as they come."""
     assert isinstance(node.attrs, RowsAttrs)
     d, attrs = node.name, node.attrs
     x, experts = node.ins
@@ -134,7 +162,7 @@ def _dispatch(node: Node, types: dict[str, Tensor]) -> list[Node]:
     shared = attrs.etp > 1
     gets = Tensor(row_type.dtype, (Dim(1, f"gets({d})"), row_type.shape[1])) if shared else row_type
     arriving = f"{d}.counts" if shared else f"{d}.exchange"
-    made = [
+    first = [
         op(".layout", "layout", (experts,), {".order": copies, ".place": copies, ".counts": counts}),
         op(".exchange", "exchange", (f"{d}.layout.counts",), {"": counts}, transfer),
         op(".counts", "gather_counts", (f"{d}.exchange",), {"": counts}, together),
@@ -145,17 +173,21 @@ def _dispatch(node: Node, types: dict[str, Tensor]) -> list[Node]:
             (f"{d}.layout.counts", arriving),
             {"": Tensor(DType.INT64, (Dim(2 * attrs.experts),))},
         ),
-        op(".all2all", "all2all", (f"{d}.permute", f"{d}.sizes"), {"": gets}, transfer),
-        op(".gather", "all_gather_rows", (f"{d}.all2all", f"{d}.sizes"), {"": row_type}, together),
-        op(
-            ".arrange",
-            "arrange",
-            (arriving, f"{d}.sizes"),
-            {".index": Tensor(DType.INT64, (rows(d),)), ".ends": Tensor(DType.INT32, (Dim(attrs.experts),))},
-        ),
-        op("", "regroup", (f"{d}.gather" if shared else f"{d}.all2all", f"{d}.arrange.index"), {"": row_type}),
     ]
-    return made if shared else [node for node in made if node.kind not in ("gather_counts", "all_gather_rows")]
+    first = first if shared else [node for node in first if node.kind != "gather_counts"]
+    arrange = op(
+        ".arrange",
+        "arrange",
+        (arriving, f"{d}.sizes"),
+        {".index": Tensor(DType.INT64, (rows(d),)), ".ends": Tensor(DType.INT32, (Dim(attrs.experts),))},
+    )
+    send = op("" if by_source else ".all2all", "all2all", (f"{d}.permute", f"{d}.sizes"), {"": gets}, transfer)
+    if by_source:
+        return [*first, arrange, send]
+    came = [send]
+    if shared:
+        came.append(op(".gather", "all_gather_rows", (send.name, f"{d}.sizes"), {"": row_type}, together))
+    return [*first, *came, arrange, op("", "regroup", (came[-1].name, f"{d}.arrange.index"), {"": row_type})]
 
 
 def _combine(node: Node, types: dict[str, Tensor]) -> list[Node]:

@@ -31,6 +31,8 @@ _REST = 1e6
 _EXPERTS_WORK = ("regroup", "ungroup", "expand", "expert_gemm", "expert_gemm_act")
 """Kinds that stand between dispatch and combine in every layer, cut or not."""
 
+_SUMS_AT_HOME = ("unpermute", "unpermute_sum", "weighted_sum", "sum_ranks", "sum_copies")
+
 
 @dataclass(frozen=True)
 class Order:
@@ -99,7 +101,7 @@ class Order:
                 return beside[node.name]
             if node.info.moves_rows:
                 return chunk + _COMBINE
-            if step.cuts and node.kind in ("unpermute", "unpermute_sum", "weighted_sum"):
+            if step.cuts and node.kind in _SUMS_AT_HOME:
                 return chunk + _HOME
             if node.kind in _EXPERTS_WORK or _is_routed(graph, node):
                 return float(chunk)

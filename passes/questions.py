@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from epsc.ir.attrs import CallAttrs, Direction, ExpertGemmActAttrs, ExpertGemmAttrs, SlotAttrs, TransferAttrs
 from epsc.ir.dims import Axis, DType
 from epsc.ir.graph import Graph, Node
 from epsc.ir.kinds import KINDS
+from epsc.ir.rows import by_source
 from epsc.ir.schedule import Ref
 
-LOWERED_AXES = (Axis.EXPERT_GROUP, Axis.TOKENS)
+LOWERED_AXES = (Axis.EXPERT_GROUP, Axis.TOKENS, Axis.PEER, Axis.COLUMNS)
 """Axes that the passes can cut along today; the others are in the language and the types only."""
 
 
@@ -70,10 +71,63 @@ def at_experts(graph: Graph, node: Node) -> bool:
 
 def axes_of(graph: Graph, node: Node) -> frozenset[Axis]:
     """The axes along which this op can be cut: those of its kind that its result has."""
-    rows = graph.types[node.outs[0]].shape[0]
-    at_home = not rows.symbol.startswith(("rows(", "gets(", "experts(")) and node.kind != "all2all"
-    without = {Axis.EXPERT_GROUP, Axis.PEER} if at_home else set()
-    return KINDS[node.kind].axes - without
+    axes = KINDS[node.kind].axes
+    dims = [graph.types[value].shape[0] for value in (*node.outs, *node.ins) if graph.types[value].shape]
+    if any(dim.symbol.startswith("gets(") for dim in dims):
+        return axes - {Axis.PEER, Axis.COLUMNS}  # ranks share their experts: rows go on from each to the others
+    if isinstance(node.attrs, SlotAttrs) or (isinstance(node.attrs, ExpertGemmAttrs) and node.attrs.slots):
+        return axes - {Axis.PEER, Axis.COLUMNS}  # a slot holds the whole weight of an expert, once
+    if node.info.moves_rows:
+        # A product needs whole rows: only what goes home can go in columns.
+        return axes - {Axis.COLUMNS} if is_dispatch(node) else axes
+    symbol = graph.types[node.outs[0]].shape[0].symbol
+    if not symbol.startswith("rows("):
+        return axes - {Axis.EXPERT_GROUP, Axis.PEER}
+    if one_sided_rows(graph, symbol):
+        # They lie by expert, in one piece: what each rank sent is nowhere in one.
+        # Which of them are of a group only the device knows, and only what is told where rows end.
+        return axes - {Axis.TOKENS, Axis.PEER, *([Axis.EXPERT_GROUP] if node.kind == "activation" else [])}
+    return axes if by_source(graph, node.outs[0]) else axes - {Axis.PEER}
+
+
+@dataclass(frozen=True)
+class Uneven:
+    """Why something cannot be cut into so many chunks."""
+
+    message: str
+    help: str
+
+
+ALIGN = 16
+"""Bytes that the rows of a chunk of columns are a multiple of: kernels move so many at once, and TMA asks for it."""
+
+
+def uneven(graph: Graph, node: Node, axis: Axis, count: int, ep: int) -> Uneven | None:
+    """What is wrong with cutting an op into `count` chunks: by peer there is one for each rank, and columns are cut
+    evenly; None if nothing is."""
+    if count < 2:
+        return None
+    if axis is Axis.PEER and count != ep:
+        return Uneven(
+            f"`{node.origin}` cannot be cut by peer into {count}: {ep} ranks send to each other, one chunk for each",
+            "write `into ep`",
+        )
+    made = graph.types[node.outs[0]]
+    if axis is Axis.COLUMNS and (made.shape[-1].scale * made.dtype.bytes) % (count * ALIGN):
+        size = made.shape[-1].scale * made.dtype.bytes
+        fits = [n for n in range(count, 1, -1) if size % (n * ALIGN) == 0]
+        return Uneven(
+            f"`{node.origin}` cannot be cut by columns into {count}: rows of {made.shape[-1].scale} {made.dtype} do not"
+            f" make {count} even parts of multiples of {ALIGN} bytes",
+            f"{fits[0]} chunks would do" if fits else "leave it whole",
+        )
+    return None
+
+
+def one_sided_rows(graph: Graph, symbol: str) -> bool:
+    """Whether `rows(d)` are those of a dispatch by one-sided transfers: the host does not know how many come."""
+    dispatch = graph.node.get(symbol[len("rows(") : -1])
+    return dispatch is not None and dispatch.kind in ("expand", "put_copies")
 
 
 def slot_before(graph: Graph, ref: Ref) -> Ref | None:

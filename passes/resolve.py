@@ -33,6 +33,8 @@ from epsc.passes.questions import (
     axes_of,
     layer_of,
     name_of,
+    one_sided_rows,
+    uneven,
     why_not_persistent,
 )
 from epsc.passes.wishes import OneThenOther, Partition, SideBySide, Wishes
@@ -225,7 +227,7 @@ class _Resolver:
     def _split(self, split: Split) -> dict[str, tuple[Axis, int]]:
         # First of all: a name that is not there is told of whatever else is wrong.
         named = [(target, self._nodes(target)) for target in split.targets]
-        count = self.numbers.whole(split.count, "the number of chunks")
+        count = self._chunks(split)
         found: dict[str, tuple[Axis, int]] = {}
         if count is None:
             return found
@@ -244,13 +246,21 @@ class _Resolver:
                     "axis",
                     f"`{target.name}` cannot be cut by {split.axis}",
                     target.span,
-                    help="only what lies between dispatch and combine has expert groups"
-                    if split.axis is Axis.EXPERT_GROUP
-                    else "a module may look at all tokens at once: it runs whole"
-                    if any(node.kind == "call" for node in nodes)
-                    else None,
+                    help=self._why_whole(split, nodes),
                 )
+            for node in nodes:
+                if node.kind == "put_sums" and split.axis is Axis.EXPERT_GROUP:
+                    self.faults.add(
+                        "axis",
+                        f"`{target.name}` cannot be cut by expert_group: a sum over a rank's experts needs them all",
+                        target.span,
+                        help=f"cut it by columns, or leave out `local_reduce {target.name}`",
+                    )
+                    return {}
             for node in can:
+                if why := uneven(self.graph, node, split.axis, count, self.ep):
+                    self.faults.add("uneven-chunks", why.message, split.span, help=why.help)
+                    return {}
                 if split.axis is Axis.EXPERT_GROUP:
                     experts = getattr(node.attrs, "experts", 0) or self._experts_of(node)
                     # Where ep does not divide the experts, a fault of its own, nobody knows how many a rank will have.
@@ -269,6 +279,26 @@ class _Resolver:
                         return {}
                 found[node.name] = (split.axis, count)
         return found
+
+    def _chunks(self, split: Split) -> int | None:
+        """The number of chunks; `ep` is that of the cluster, where the file has no such number of its own."""
+        if isinstance(split.count, Name) and split.count.name == "ep" and "ep" not in self.numbers.values:
+            return self.ep
+        return self.numbers.whole(split.count, "the number of chunks")
+
+    def _why_whole(self, split: Split, nodes: list[Node]) -> str | None:
+        """Why ops cannot be cut along an axis."""
+        if any(one_sided_rows(self.graph, self.graph.types[v].shape[0].symbol) for n in nodes for v in n.outs):
+            return "rows that travel one-sided lie by expert: between dispatch and combine cut by expert_group"
+        if split.axis is Axis.EXPERT_GROUP:
+            return "only what lies between dispatch and combine has expert groups"
+        if split.axis is Axis.PEER:
+            return "by peer can be cut what sends rows, and up to the first gap what runs on them as they come"
+        if split.axis is Axis.COLUMNS:
+            return "by columns can be cut what brings rows home, and the product that makes them"
+        if any(node.kind == "call" for node in nodes):
+            return "a module may look at all tokens at once: it runs whole"
+        return None
 
     def _experts_of(self, node: Node) -> int:
         dispatch = self.graph.types[node.outs[0]].shape[0].symbol[len("rows(") : -1]

@@ -74,9 +74,11 @@ def _table(*kinds: Kind) -> dict[str, Kind]:
     return {kind.name: kind for kind in kinds}
 
 
-_ROWWISE = frozenset({Axis.EXPERT_GROUP, Axis.TOKENS, Axis.BATCH, Axis.PEER})
-_ROWS_AND_COLUMNS = _ROWWISE | {Axis.COLUMNS}
-_TOKENWISE = frozenset({Axis.TOKENS, Axis.BATCH, Axis.COLUMNS})
+_BY_EXPERT = frozenset({Axis.EXPERT_GROUP, Axis.TOKENS, Axis.BATCH})
+_ROWWISE = _BY_EXPERT | {Axis.PEER}
+_TOKENWISE = frozenset({Axis.TOKENS, Axis.BATCH})
+_COLUMNS = frozenset({Axis.COLUMNS})
+_GROUPS = frozenset({Axis.EXPERT_GROUP})
 _BATCH = frozenset({Axis.BATCH})
 
 KINDS: dict[str, Kind] = _table(
@@ -144,7 +146,7 @@ KINDS: dict[str, Kind] = _table(
         "send rows, sizes -> received rows, by source rank",
         Role.TRANSFER,
         TransferAttrs,
-        _ROWS_AND_COLUMNS,
+        _ROWWISE | _COLUMNS,
         moves_rows=True,
     ),
     Kind(
@@ -155,8 +157,8 @@ KINDS: dict[str, Kind] = _table(
         _BATCH,
         outs=(".index", ".ends"),
     ),
-    Kind("regroup", "received rows, index -> rows by expert", Role.MEMORY, RowsAttrs, _ROWWISE),
-    Kind("ungroup", "rows by expert, index -> rows by source rank", Role.MEMORY, RowsAttrs, _ROWS_AND_COLUMNS),
+    Kind("regroup", "received rows, index -> rows by expert", Role.MEMORY, RowsAttrs, _BY_EXPERT),
+    Kind("ungroup", "rows by expert, index -> rows by source rank", Role.MEMORY, RowsAttrs, _BY_EXPERT | _COLUMNS),
     Kind(
         "weight_copy",
         "(sizes); weight[experts, m, n] of the host -> weight[experts(d), m, n], experts taking turns in slots",
@@ -170,14 +172,14 @@ KINDS: dict[str, Kind] = _table(
         "rows[rows(d), n], ends; weight[experts, m, n] -> rows[rows(d), m]",
         Role.COMPUTE,
         ExpertGemmAttrs,
-        _ROWS_AND_COLUMNS,
+        _ROWWISE | _COLUMNS,
     ),
     Kind(
         "expert_gemm_act",
         "rows[rows(d), n], ends; weight[experts, 2m, n] -> rows[rows(d), m]: a gated activation of the product",
         Role.COMPUTE,
         ExpertGemmActAttrs,
-        _ROWS_AND_COLUMNS,
+        _ROWWISE,
     ),
     Kind("gemm", "x[.., n]; weight[m, n] -> y[.., m]", Role.COMPUTE, GemmAttrs, _TOKENWISE),
     Kind("activation", "x[.., n or 2n] -> y[.., n]", Role.MEMORY, ActAttrs, _ROWWISE),
@@ -194,21 +196,21 @@ KINDS: dict[str, Kind] = _table(
         "rows at home[k*tokens, hidden], place -> copies[k*tokens, hidden] in token order",
         Role.MEMORY,
         RowsAttrs,
-        _TOKENWISE,
+        _TOKENWISE | _COLUMNS,
     ),
     Kind(
         "weighted_sum",
         "copies[k*tokens, hidden], weights -> y[tokens, hidden]",
         Role.MEMORY,
         RowsAttrs,
-        _TOKENWISE,
+        _TOKENWISE | _COLUMNS,
     ),
     Kind(
         "unpermute_sum",
         "rows at home[k*tokens, hidden], place, weights (, addend) -> y[tokens, hidden]",
         Role.MEMORY,
         RowsAttrs,
-        _TOKENWISE,
+        _TOKENWISE | _COLUMNS,
     ),
     # --- every rank has all tokens: rows stay, sums travel
     Kind("fetch", "counts -> the same, on their way to the host", Role.CONTROL, RowsAttrs),
@@ -330,6 +332,7 @@ KINDS: dict[str, Kind] = _table(
         "x[tokens, hidden], experts, target -> rows[rows(d), hidden], by expert: each copy where a product reads it",
         Role.TRANSFER,
         TransferAttrs,
+        _GROUPS,
         one_sided=True,
         moves_rows=True,
     ),
@@ -338,12 +341,14 @@ KINDS: dict[str, Kind] = _table(
         "x[tokens, hidden], rows[slots, hidden] of other ranks, place, counts -> rows[rows(d), hidden], by expert",
         Role.MEMORY,
         RowsAttrs,
+        _GROUPS,
     ),
     Kind(
         "put_sums",
         "rows[rows(d), hidden], place, weights, counts -> sums[slots, hidden] at home: what experts of each rank made",
         Role.TRANSFER,
         TransferAttrs,
+        _COLUMNS,
         one_sided=True,
         moves_rows=True,
     ),
@@ -352,6 +357,7 @@ KINDS: dict[str, Kind] = _table(
         "rows[rows(d), hidden], place, counts -> copies[k*tokens, hidden] at home, in token order",
         Role.TRANSFER,
         TransferAttrs,
+        _GROUPS | _COLUMNS,
         one_sided=True,
         moves_rows=True,
     ),
@@ -360,12 +366,14 @@ KINDS: dict[str, Kind] = _table(
         "copies[k*tokens, hidden] at home, weights (, addend) -> y[tokens, hidden]",
         Role.MEMORY,
         RowsAttrs,
+        _COLUMNS,
     ),
     Kind(
         "sum_ranks",
         "sums[slots, hidden], experts (, addend) -> y[tokens, hidden]",
         Role.MEMORY,
         RowsAttrs,
+        _COLUMNS,
     ),
     Kind("call", "values -> value, by a module that epsc does not look into", Role.COMPUTE, CallAttrs, _BATCH),
 )

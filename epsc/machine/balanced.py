@@ -122,8 +122,27 @@ def filled(value: str, schedule: Schedule) -> float:
 
 def meets(experts: int, top_k: int, ranks: int) -> float:
     """How likely one of `top_k` different experts, drawn evenly, is one of a given rank's."""
-    elsewhere = experts - experts // ranks
+    return reaches(experts, top_k, experts // ranks)
+
+
+def reaches(experts: int, top_k: int, own: int) -> float:
+    """How likely one of `top_k` different experts, drawn evenly, is one of `own` given ones."""
+    elsewhere = experts - own
     return 1 - prod(max(0, elsewhere - i) / (experts - i) for i in range(top_k))
+
+
+def read_by_group(step: Step, schedule: Schedule) -> float:
+    """The share of the tokens that an op reads for a group of experts, of those that it reads for all."""
+    node = schedule.node(step)
+    if node.kind not in ("expand", "put_copies") or not step.cuts:
+        return 1.0
+    attrs = node.attrs
+    assert isinstance(attrs, RowsAttrs | TransferAttrs)
+    local, own = local_experts(schedule, node), group_experts(step, schedule)
+    # Experts of one rank, or of each of them.
+    ranks = schedule.ep if node.kind == "put_copies" else 1
+    whole = reaches(attrs.experts, attrs.top_k, local * ranks)
+    return reaches(attrs.experts, attrs.top_k, own * ranks) / whole
 
 
 def row_count(step: Step, schedule: Schedule, load: int) -> float:

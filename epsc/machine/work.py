@@ -20,6 +20,7 @@ from epsc.machine.balanced import (
     elements,
     group_experts,
     known_numbers,
+    read_by_group,
     region,
     row_count,
 )
@@ -104,6 +105,7 @@ def work(
     impl = impl or picked(schedule, step, load, backend)
     rows = row_count(step, schedule, load)
     reads = sum(bytes_of(ref, schedule, node, load) for ref in dict.fromkeys(step.reads))
+    reads *= read_by_group(step, schedule)
     writes = sum(bytes_of(ref, schedule, node, load) for ref in dict.fromkeys(step.writes))
     chosen = chosen_share(schedule, node, load)
     weights = _weight_bytes(schedule, step) * chosen

@@ -15,6 +15,7 @@ from dataclasses import replace
 from itertools import product
 
 from epsc.ir.errors import Faults
+from epsc.ir.regions import Regions
 from epsc.ir.schedule import HOST_LANE, Schedule, Step
 from epsc.proof.happens import Happens
 
@@ -37,20 +38,20 @@ def check_one_sided(schedules: Sequence[Schedule], faults: Faults, others: int =
             _check_reads(own, writers, happens, faults)
 
 
-def _writers(schedule: Schedule) -> dict[str, list[Step]]:
-    """The steps that write each value into the memory of other ranks."""
-    found: dict[str, list[Step]] = {}
+def _writers(schedule: Schedule) -> dict[str, Regions[Step]]:
+    """The steps that write into the memory of other ranks, by value and the region of it."""
+    found: dict[str, Regions[Step]] = {}
     for step in schedule.steps:
         if schedule.node(step).info.one_sided:
             for ref in step.writes:
-                found.setdefault(ref.value, []).append(step)
+                found.setdefault(ref.value, Regions()).add(ref.cuts, step)
     return found
 
 
-def _check_reads(own: Schedule, writers: dict[str, list[Step]], happens: Happens, faults: Faults) -> None:
+def _check_reads(own: Schedule, writers: dict[str, Regions[Step]], happens: Happens, faults: Faults) -> None:
     for step in own.steps:
-        for value in dict.fromkeys(ref.value for ref in step.reads if ref.value in writers):
-            for writer in writers[value]:
+        for value, cuts in dict.fromkeys((ref.value, ref.cuts) for ref in step.reads if ref.value in writers):
+            for writer in writers[value].meeting(cuts):
                 span = own.node(step).span
                 if not happens.before(_key(0, _OTHER, writer), _key(0, _OWN, step)):
                     faults.add(

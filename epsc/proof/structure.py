@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from epsc.ir.dims import Cuts
+from collections.abc import Iterator
+
+from epsc.ir.dims import Axis, Cuts
 from epsc.ir.errors import Faults
-from epsc.ir.graph import Graph
+from epsc.ir.graph import Node
 from epsc.ir.impls import impls_of
 from epsc.ir.kinds import Role
 from epsc.ir.regions import Regions
-from epsc.ir.schedule import HOST_LANE, Schedule, Stage, Step
+from epsc.ir.rows import by_source, part_read
+from epsc.ir.schedule import HOST_LANE, Layout, Schedule, Stage, Step
 
 
 def check_structure(schedule: Schedule, faults: Faults) -> None:
@@ -40,8 +43,8 @@ def check_structure(schedule: Schedule, faults: Faults) -> None:
                 node.span,
             )
         for ref in step.reads:
-            # Of an index or a count every chunk needs the whole.
-            if ref.cuts and not (ref.cuts == step.cuts and _is_rows(graph, ref.value)):
+            # Of an index or a count every chunk needs the whole, and a product every column.
+            if ref.cuts and (ref.value not in graph.types or ref.cuts != part_read(graph, node, ref.value, step.cuts)):
                 faults.add("operands", f"`{step.key}` reads {ref}, a region that is not its own", node.span)
         for ref in step.writes:
             if ref.cuts != step.cuts:
@@ -61,17 +64,12 @@ def check_structure(schedule: Schedule, faults: Faults) -> None:
         elif not _partition([step.cuts for step in steps]):
             faults.add("coverage", f"the chunks of `{node.name}` do not cover it exactly once", node.span)
     if schedule.stage >= Stage.CUT:
-        _check_layouts(schedule, faults)
+        for step, node, wrong in _check_layouts(schedule):
+            faults.add("layout", f"`{step.key}` {wrong}", node.span)
     if schedule.stage >= Stage.PLACED:
         _check_lanes(schedule, faults)
     if schedule.stage >= Stage.ORDERED:
         _check_order(schedule, faults)
-
-
-def _is_rows(graph: Graph, value: str) -> bool:
-    """Whether a value is rows of numbers, which can be cut, and not an index or a count."""
-    maker = graph.maker.get(value)
-    return maker is None or maker.info.makes_rows
 
 
 def _names(refs: tuple[object, ...]) -> str:
@@ -89,21 +87,34 @@ def _partition(pieces: list[Cuts]) -> bool:
     return len(kinds) == 1 and indices == list(range(next(iter(kinds))[1]))
 
 
-def _check_layouts(schedule: Schedule, faults: Faults) -> None:
-    """A transfer moves contiguous pieces: rows must lie in the pieces that it is cut into."""
-    types = schedule.graph.types
+def _check_layouts(schedule: Schedule) -> Iterator[tuple[Step, Node, str]]:
+    """What is wrong with how steps take rows: a transfer moves contiguous pieces, so rows must lie in the pieces that
+    it is cut into; and a product takes the rows of each expert together, which of several sources they are not."""
+    graph = schedule.graph
     for step in schedule.steps:
-        node = schedule.graph.node.get(step.node)
-        if node is None or node.kind not in ("all2all", "all_gather_rows", "reduce_scatter_rows"):
+        node = graph.node.get(step.node)
+        if node is None:
             continue
-        symbols = [types[value].shape[0].symbol for value in (*node.outs, *node.ins)]
-        dispatch = next((s[len("rows(") : -1] for s in symbols if s.startswith(("rows(", "gets("))), "")
-        layout = schedule.layout.get(dispatch)
-        cut = [(cut.axis, cut.count) for cut in step.cuts]
-        if layout is None or cut != ([(layout.axis, layout.count)] if layout.axis else []):
-            faults.add(
-                "layout", f"`{step.key}` moves pieces that rows do not lie in: {layout or 'no layout'}", node.span
-            )
+        if node.kind in ("all2all", "all_gather_rows", "reduce_scatter_rows"):
+            symbols = [graph.types[value].shape[0].symbol for value in (*node.outs, *node.ins)]
+            dispatch = next((s[len("rows(") : -1] for s in symbols if s.startswith(("rows(", "gets("))), "")
+            layout = schedule.layout.get(dispatch)
+            if layout is None or not _in_pieces(step.cuts, layout, schedule.ep):
+                yield step, node, f"moves pieces that rows do not lie in: {layout or 'no layout'}"
+        one_source = schedule.ep == 1 or [(cut.axis, cut.count) for cut in step.cuts] == [(Axis.PEER, schedule.ep)]
+        if node.kind in ("expert_gemm", "expert_gemm_act") and not one_source and by_source(graph, node.ins[0]):
+            yield step, node, "takes rows of several ranks by expert, but they lie by rank"
+        if any(cut.axis is Axis.PEER for cut in step.cuts) and not one_source:
+            yield step, node, f"is cut by peer into other pieces than one for each of {schedule.ep} ranks"
+
+
+def _in_pieces(cuts: Cuts, layout: Layout, ep: int) -> bool:
+    """Whether a transfer so cut moves pieces that rows of this layout lie in."""
+    axis = cuts[0].axis if cuts else None
+    if layout.axis in (None, Axis.PEER):
+        # By rank: all of them, or some columns of all, or those of one rank.
+        return axis in (None, Axis.COLUMNS) or (axis is Axis.PEER and layout.count == cuts[0].count == ep)
+    return axis is layout.axis and cuts[0].count == layout.count
 
 
 def _check_lanes(schedule: Schedule, faults: Faults) -> None:

@@ -68,6 +68,22 @@ schedule put_copies {
   room 1.5 for sent
   reserve 16 sms for sent, back
 }
+schedule peers {
+  split sent, h by peer into ep
+  split back by columns into 2
+  reserve 16 sms for sent, back
+}
+schedule put_groups {
+  use put for sent, back
+  split sent, h, back by expert_group into 3
+}
+schedule put_columns {
+  use put for sent, back
+  dedup sent
+  local_reduce back
+  split sent, h by expert_group into 2
+  split back by columns into 2
+}
 schedule kernels_by_load {
   split sent, gate_up, h, down, back by tokens into 2
   use triton for r, sent when tokens < 20 else torch
@@ -158,6 +174,7 @@ ALL = [
         for name in ("serial", "eps", "tokens", "many_cases", "transfers_only", "products_only", "cut_in_order")
     ),
     *(("tiny", name) for name in ("torch_only", "kernels", "kernels_by_load", "put", "put_copies", "copy")),
+    *(("tiny", name) for name in ("peers", "put_groups", "put_columns")),
     *(("oss", name) for name in ("grouped", "dense", "batched")),
     *(("v3", name) for name in ("eps", "tokens")),
     ("two", "serial"),

@@ -45,6 +45,36 @@ def test_plain(load: Load, counts: list[int], dtype: torch.dtype) -> None:
     assert out[sum(counts) :].isnan().all()
 
 
+@pytest.mark.parametrize("tile", [SMALL, ENDED_LOW], ids=str)
+@pytest.mark.parametrize("attrs", [None, SWIGLU], ids=str)
+def test_a_group_of_experts_among_all_rows(load: Load, attrs: ActAttrs | None, tile: Any) -> None:
+    """Its rows begin where those of the expert before it end, and no other row is touched."""
+    kernels = load(tiles() + expert_gemm("gemm", attrs))
+    counts = [7, 0, 41, 1, 9]
+    rows, weight, ends = problem(counts, 80, 24, torch.float32)
+    wanted = right(rows, weight, counts)
+    out = torch.full((len(rows), 40 if attrs else 80), torch.nan)
+    for low, high in ((2, 5), (0, 2)):
+        before = out.clone()
+        kernels.gemm(rows, weight[low:high], ends[low:high], out, 2, tile, inside=low > 0)
+        start, stop = sum(counts[:low]), sum(counts[:high])
+        assert not out[start:stop].isnan().any()
+        out_of_group = torch.cat((out[:start], out[stop:])), torch.cat((before[:start], before[stop:]))
+        torch.testing.assert_close(*out_of_group, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(out[: sum(counts)], activation(attrs, wanted) if attrs else wanted)
+
+
+def test_columns_of_a_weight(load: Load) -> None:
+    """Experts are farther apart than such a weight is large."""
+    kernels = load(tiles() + expert_gemm("gemm"))
+    counts = [7, 0, 41]
+    rows, weight, ends = problem(counts, 80, 24, torch.float32)
+    for first, stop in ((0, 32), (32, 80)):
+        out = torch.full((len(rows), stop - first), torch.nan)
+        kernels.gemm(rows, weight[:, first:stop], ends, out, 2, SMALL)
+        torch.testing.assert_close(out[: sum(counts)], right(rows, weight, counts)[:, first:stop])
+
+
 @pytest.mark.parametrize("counts", LOW_COUNTS, ids=str)
 @pytest.mark.parametrize("attrs", [None, SWIGLU, ActAttrs(Act.SWIGLU, 7.0, 1.702, 1.0, interleaved=True)], ids=str)
 def test_low_tiles_end_experts(load: Load, counts: list[int], attrs: ActAttrs | None) -> None:

@@ -29,6 +29,11 @@ def program(tmp_path: Path, interpreted: None) -> ModuleType:
 
 
 class Ranks:
+    groups = (range(0),)
+    """Of local experts, whose rows are moved one after the other; an empty one is all of them."""
+    columns: tuple[tuple[int, int], ...] = ((0, HIDDEN),)
+    """Those that go home together."""
+
     """The slots of every rank, tokens and their routing; all memory is NaN, or numbers that nobody may use."""
 
     def __init__(self, program: ModuleType, kernels: bool, tokens: tuple[int, ...], choose: str, **ways: Any) -> None:
@@ -64,8 +69,9 @@ class Ranks:
         """Places, ends and rows of every rank, as its products read them."""
         if self.slots[0].straight:
             aimed = [own.aim() for own in self.slots]
-            for own, x, e, (_, _, target) in zip(self.slots, self.xs, self.chosen, aimed, strict=True):
-                own.put_copies(x, e, target)
+            for group in self.groups:
+                for own, x, e, (_, _, target) in zip(self.slots, self.xs, self.chosen, aimed, strict=True):
+                    own.put_copies(x, e, target, group=group)
             rows = [own.own("rows") for own in self.slots]
             return [(place, ends, mine) for (place, ends, _), mine in zip(aimed, rows, strict=True)]
         for own, x, e in zip(self.slots, self.xs, self.chosen, strict=True):
@@ -74,7 +80,8 @@ class Ranks:
         for own, x in zip(self.slots, self.xs, strict=True):
             rows = torch.full((own.rows + GUARD, HIDDEN), torch.nan)
             place, ends = own.locate()
-            own.expand(x, place, rows)
+            for group in self.groups:
+                own.expand(x, place, rows, ends=ends if group else None, group=group)
             found.append((place, ends, rows))
         return found
 
@@ -87,12 +94,22 @@ class Ranks:
             counts = ends.diff(prepend=ends.new_zeros(1))
             factor = torch.arange(own.first, own.first + own.local).repeat_interleave(counts) + 1
             rows[:count] *= factor.unsqueeze(1)
-            (own.put_back if own.apart else own.put_sums)(rows, place)
+            for first, stop in self.columns:
+                some = rows[:, first:stop].contiguous()
+                if not own.apart:
+                    own.put_sums(some, place, first=first)
+                for group in self.groups if own.apart else ():
+                    own.put_back(some, place, ends=ends if group else None, group=group, first=first)
         outs = []
         for own, x, e, w in zip(self.slots, self.xs, self.chosen, self.weights, strict=True):
             out = torch.full_like(x, torch.nan)
-            more = (torch.ones_like(x),) if addend else ()
-            own.sum_copies(w, out, *more) if own.apart else own.sum_ranks(e, out, *more)
+            for first, stop in self.columns:
+                some = out[:, first:stop]
+                more = (torch.ones_like(x)[:, first:stop],) if addend else ()
+                if own.apart:
+                    own.sum_copies(w, some, *more, first=first)
+                else:
+                    own.sum_ranks(e, some, *more, first=first)
             torch.testing.assert_close(out, x * ((e + 1) * w).sum(1, keepdim=True) + addend, rtol=1e-5, atol=1e-5)
             outs.append(out)
         return outs
@@ -110,6 +127,22 @@ def test_kernels_and_torch(program: ModuleType, tokens: tuple[int, ...], ways: d
     )
     for a, b in zip(by_torch, by_kernels, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "ways", [{"straight": True, "apart": True}, {"straight": True}, {"apart": True}], ids=lambda ways: "-".join(ways)
+)
+@pytest.mark.parametrize("kernels", [False, True], ids=["torch", "kernels"])
+def test_groups_and_columns(program: ModuleType, kernels: bool, ways: dict[str, Any]) -> None:
+    """In pieces it is the same. Nothing of a group may be touched by the others: what is missing would be NaN."""
+    ranks = Ranks(program, kernels, (6, 3), "any", **ways)
+    ranks.groups, ranks.columns = (range(1), range(1, 3)), ((0, 16), (16, HIDDEN))
+    ranks.layer(addend=True)
+    without = Ranks(program, kernels, (6, 3), "any", **ways)
+    without.groups = (range(1),)
+    for own, (_, ends, rows) in zip(without.slots, without.dispatch(), strict=True):
+        count = int(ends[0])
+        assert not rows[:count].isnan().any() and rows[count:].isnan().all(), own.rank
 
 
 @pytest.mark.parametrize("straight", [True, False])

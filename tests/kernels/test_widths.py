@@ -11,6 +11,7 @@ from tests.kernels.test_one_sided import LAYER
 from tests.programs.ranks import load_program
 
 SIZES = {"MOST": 4096, "RANKS": 8, "EXPERTS": 160, "LOCAL": 20, "COPIES": 6, "POWER": 8, "WIDTH": 5120, "COLUMNS": 1024}
+SIZES["HOME"] = SIZES["WIDTH"]
 ROWS = ("x", "rows")
 TABLES = ("rows_at", "copies_at", "sums_at")
 NUMBERS = ("own", "rank", "count")
@@ -34,14 +35,21 @@ def signature_of(name: str) -> str:
     return "i32" if name in NUMBERS else "*i32"
 
 
+WHOLE = {"LOW": 0, "HIGH": 0, "FIRST": 0}
+PIECE = {"LOW": 1, "HIGH": 2, "FIRST": 8}
+"""A group of experts, and columns from one on that lies 16 bytes further."""
+
+
+@pytest.mark.parametrize("piece", [WHOLE, PIECE], ids=["whole", "piece"])
 @pytest.mark.parametrize("name", ["put_rows_kernel", "put_copies_kernel", "put_sums_kernel", "put_back_kernel"])
-def test_rows_are_stored_16_bytes_at_a_time(program: ModuleType, name: str) -> None:
+def test_rows_are_stored_16_bytes_at_a_time(program: ModuleType, name: str, piece: dict[str, int]) -> None:
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     kernel = getattr(program, name)
-    numbers = {arg: SIZES[arg] for arg in kernel.arg_names if arg in SIZES}
+    sizes = {**SIZES, **piece}
+    numbers = {arg: sizes[arg] for arg in kernel.arg_names if arg in sizes}
     signature = {arg: "constexpr" if arg in numbers else signature_of(arg) for arg in kernel.arg_names}
     at = {arg: (i,) for i, arg in enumerate(kernel.arg_names)}
     aligned = {at[arg]: [["tt.divisibility", 16]] for arg, type in signature.items() if type.startswith("*")}

@@ -213,8 +213,12 @@ def test_local_compute_may_be_cut_where_transfers_are_not() -> None:
         ("split sent, h, back by expert_group into 6", "", "chunks-over-experts"),
         ("split sent, h, back by expert_group into 2", "chunk{n=6}", "chunks-over-experts"),
         ("split mlp by expert_group into 2", "", "axis"),
-        ("split sent, h, back by columns into 2", "", "axis"),
-        ("split sent, h, back by expert_group into 2", "chunk{axis=peer}", "axis"),
+        ("split h by columns into 2", "", "axis"),
+        ("split down by columns into 2", "", "split-mismatch"),
+        ("split back by columns into 3", "", "uneven-chunks"),
+        ("split sent by peer into 9", "", "uneven-chunks"),
+        ("split down by peer into ep", "", "axis"),
+        ("split sent, h, back by expert_group into 2", "chunk{axis=slot}", "axis"),
     ],
 )
 def test_chunk_refuses_what_no_layout_serves(directives: str, passes: str, code: str) -> None:

@@ -56,12 +56,18 @@ def ffns(draw: st.DrawFn, hidden: int) -> tuple[str, str, str]:
 
 
 @st.composite
-def collectives(draw: st.DrawFn, i: int, local: int, selective: bool) -> list[str]:
+def collectives(draw: st.DrawFn, i: int, local: int, hidden: int, selective: bool) -> list[str]:
     """How branch `i`, whose rows an all2all moves, is cut and computed; `local`: experts of a rank. One that is
     `selective` sends some copies only."""
     found = []
-    axis = draw(st.sampled_from(("expert_group", "none" if selective else "tokens", "none")))
-    if axis != "none":
+    axis = draw(st.sampled_from(("expert_group", "none" if selective else "tokens", "peer", "none")))
+    if axis == "peer":
+        found.append(
+            f"split {draw(st.sampled_from((f'sent{i}, h{i}', f'sent{i}, up{i}', f'sent{i}')))} by peer into ep"
+        )
+    if axis in ("peer", "none") and draw(st.booleans()):
+        found.append(f"split back{i} by columns into {draw(st.sampled_from((2, hidden // 4)))}")
+    elif axis in ("expert_group", "tokens"):
         count = draw(st.integers(1, local if axis == "expert_group" else 5))
         found.append(f"split sent{i}, h{i}, back{i} by {axis} into {count}")
     impl = draw(
@@ -88,10 +94,17 @@ def collectives(draw: st.DrawFn, i: int, local: int, selective: bool) -> list[st
 
 
 @st.composite
-def one_sided(draw: st.DrawFn, i: int, transport: str) -> list[str]:
+def one_sided(draw: st.DrawFn, i: int, transport: str, local: int, hidden: int, persistent: bool) -> list[str]:
     """How branch `i`, whose rows ranks store into each other's memory, is placed and computed."""
     found = [f"use {transport} for sent{i}", f"use put for back{i}"]
     found += [said for said in (f"dedup sent{i}", f"local_reduce back{i}") if draw(st.booleans())]
+    groups = f"by expert_group into {draw(st.integers(1, local))}" if persistent else ""
+    if draw(st.booleans()):
+        found.append(f"split back{i} by columns into {draw(st.sampled_from((2, hidden // 8)))}")
+    elif groups and f"local_reduce back{i}" not in found:
+        found.append(f"split back{i} {groups}")
+    if groups and draw(st.booleans()):
+        found.append(f"split sent{i}, h{i} {groups}")
     if draw(st.booleans()):
         found.append(f"room 4 for sent{i}")  # as many as can come: to 4 ranks at most, of 20 tokens each
     both = f"sent{i}, back{i}"
@@ -108,6 +121,7 @@ def cases(draw: st.DrawFn) -> Case:
     """A layer with one or two routed branches and sometimes a shared one, and a schedule that the types allow."""
     ep = draw(st.sampled_from((2, 3, 4)))
     hidden = draw(st.sampled_from((16, 32)))
+    dtype = draw(st.sampled_from(("fp32", "bf16")))
     body, terms, directives = [], [], []
     for i in range(draw(st.sampled_from((1, 1, 1, 2)))):
         local = draw(st.integers(1, 5))
@@ -128,9 +142,10 @@ def cases(draw: st.DrawFn) -> Case:
         selective = bool(ranged) or threshold
         transport = draw(st.sampled_from(("all2all", "all2all", *(() if selective else ("put", "copy")))))
         if transport == "all2all":
-            directives += draw(collectives(i, local, selective))
+            directives += draw(collectives(i, local, hidden, selective))
         else:
-            directives += draw(one_sided(i, transport))
+            # What the kernel can run that alone can begin at a group of experts.
+            directives += draw(one_sided(i, transport, local, hidden, dtype == "bf16" and not both))
     if draw(st.booleans()):
         body.append("shared = mlp(x, swiglu, 24)")
         terms.append("shared" if draw(st.booleans()) else "sigmoid(gemm(x, gate, 1)) * shared")
@@ -140,9 +155,9 @@ def cases(draw: st.DrawFn) -> Case:
         terms.append("x")
     if draw(st.integers(0, 9)) == 0:
         directives.append("overlap none")
-    text = [f"layer random(x: fp32[tokens, {hidden}]) {{", *body, f"return {' + '.join(terms)}", "}"]
+    text = [f"layer random(x: {dtype}[tokens, {hidden}]) {{", *body, f"return {' + '.join(terms)}", "}"]
     if draw(st.integers(0, 4)) == 0:
-        text += [f"layer twice(x: fp32[tokens, {hidden}]) {{ return stack(random, x, 2) }}"]
+        text += [f"layer twice(x: {dtype}[tokens, {hidden}]) {{ return stack(random, x, 2) }}"]
     # Room for the tokens of each rank, for rows that travel one-sided.
     text += [f"cluster c {{ device = h200 ep = {ep} }}", "tokens 0 .. 20", "schedule s {", *directives, "}"]
     tokens = draw(st.tuples(*[st.one_of(st.integers(0, 3), st.integers(0, 20))] * ep))

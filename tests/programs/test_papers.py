@@ -419,3 +419,45 @@ def test_pruned() -> None:
     assert {str(step.impl) for step in made.steps if step.node == "y.down1"} == {"dense"}
     happens = Happens.of(made)
     assert happens.beside("y.down1[expert_group:0/3]", "y.sent1.all2all[expert_group:2/3]")
+
+
+@pytest.mark.distributed
+def test_comet_on_four_ranks(ranks_of: Callable[[int], Ranks], prepare: Callable[..., Job]) -> None:
+    """More ranks than two: the order of the sources is not the order of the ranks."""
+    layer = driver.understand(driver.read(PAPERS / "comet.eps"), driver.Options({"ep": "4"}, preset="small"))
+    for seed, (tokens, routing) in enumerate((((24,) * 4, "random"), ((0, 7, 1, 3), "skewed"))):
+        results = ranks_of(4).run(prepare(layer, "comet", tokens, routing=routing, seed=seed))
+        assert max(result.error for result in results) < LIMIT
+
+
+def test_comet() -> None:
+    """dispatch and first product by source rank, the own one first; second product, transfer home and sum by output
+    columns, of all experts and all rows; SMs of their own for transfers, the rest for products."""
+    made = planned("comet")
+    place = {step.key: i for i, step in enumerate(made.steps)}
+    steps = {node: [step for step in made.steps if step.node == node] for node in made.graph.node}
+    for nodes, axis, count in (
+        (("sent", "h"), Axis.PEER, 8),
+        (("down", "back.ungroup", "back.all2all", "back"), Axis.COLUMNS, 4),
+    ):
+        for node in nodes:
+            cuts = [(step.cuts[0].axis, step.cuts[0].index, step.cuts[0].count) for step in steps[node]]
+            assert cuts == [(axis, i, count) for i in range(count)], node
+    moved = [*steps["sent"], *steps["back.all2all"]]
+    assert {(step.sms, step.lane, step.comm) for step in moved} == {(24, "transfer", "transfer")}
+    assert {(step.sms, step.lane) for node in ("h", "down") for step in steps[node]} == {(108, "compute")}
+    happens = Happens.of(made)
+    for i in range(8):
+        assert happens.before(f"sent[peer:{i}/8]", f"h[peer:{i}/8]")
+        assert happens.before(f"h[peer:{i}/8]", "down[columns:0/4]")
+    # The own rows need no other rank: their product runs while the others are on their way.
+    assert all(happens.beside("h[peer:0/8]", f"sent[peer:{i}/8]") for i in range(1, 8))
+    assert place["sent[peer:0/8]"] < min(place[f"sent[peer:{i}/8]"] for i in range(1, 8))
+    for i in range(4):
+        chunk = f"[columns:{i}/4]"
+        assert {ref.cuts for ref in made.step[f"down{chunk}"].reads} == {()}
+        assert happens.before(f"down{chunk}", f"back.all2all{chunk}")
+        assert happens.before(f"back.all2all{chunk}", f"back{chunk}")
+    for i in range(3):
+        assert happens.beside(f"back.all2all[columns:{i}/4]", f"down[columns:{i + 1}/4]")
+        assert not happens.before(f"back.all2all[columns:{i + 1}/4]", f"back[columns:{i}/4]")

@@ -127,12 +127,20 @@ class _Branch:
         ]
 
     def directives(self, ep: int) -> list[str]:
-        return self._one_sided() if self.one_sided else self._collective(ep)
+        return self._one_sided(ep) if self.one_sided else self._collective(ep)
 
-    def _one_sided(self) -> list[str]:
+    def _one_sided(self, ep: int) -> list[str]:
         s, random, put = self.suffix, self.random, self.one_sided == "put"
         found = [f"use {self.one_sided} for sent{s}", f"use put for back{s}"]
         found += [d for d in (f"dedup sent{s}", f"local_reduce back{s}") if random.random() < 0.5]
+        if random.random() < 0.4:
+            count = random.randint(1, max(1, self.experts // ep))
+            names = random.choice((f"sent{s}, back{s}", f"sent{s}", *([f"sent{s}, h{s}"] if self.deep else [])))
+            found.append(f"split {names} by expert_group into {count}")
+            if f"back{s}" not in names and random.random() < 0.5:
+                found.append(f"split back{s} by columns into 2")
+        elif random.random() < 0.5:
+            found.append(f"split back{s} by columns into 2")
         if random.random() < 0.2:
             found.append(f"room {random.choice((1, 1.5, 4))} for sent{s}")
         if random.random() < 0.4:
@@ -148,8 +156,12 @@ class _Branch:
 
     def _collective(self, ep: int) -> list[str]:
         s, random, found = self.suffix, self.random, []
-        axis = random.choice(("expert_group", "expert_group", "tokens", "none"))
-        if axis != "none":
+        axis = random.choice(("expert_group", "expert_group", "tokens", "peer", "none"))
+        if axis == "peer":
+            found.append(f"split sent{s}{random.choice((f', h{s}', '')) if self.deep else ''} by peer into ep")
+        if axis in ("peer", "none") and random.random() < 0.5:
+            found.append(f"split back{s} by columns into 2")
+        elif axis in ("expert_group", "tokens"):
             most = self.experts // ep if axis == "expert_group" else 6
             targets = ", ".join([f"sent{s}", *([f"h{s}"] if self.deep else []), f"back{s}"])
             if axis == "expert_group" and random.random() < 0.2:
