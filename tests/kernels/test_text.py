@@ -9,6 +9,7 @@ import pytest
 
 from epsc.codegen import triton_kernels as kernels
 from epsc.codegen.lines import WIDTH
+from epsc.codegen.triton_expert_gemm import expert_gemm
 from epsc.ir.attrs import Act, ActAttrs, Choose, GroupBy, RouteAttrs, Score
 
 EVERY = [
@@ -25,9 +26,9 @@ EVERY = [
     lambda: kernels.route("route_k", RouteAttrs(6, 2, threshold=0.25, renorm=True)),
     kernels.tiles,
     lambda: kernels.activation("act", ActAttrs(Act.SWIGLU, 7.0, 1.702, 1.0, interleaved=True)),
-    lambda: kernels.expert_gemm("gemm"),
-    lambda: kernels.expert_gemm("gemm_swiglu", ActAttrs(Act.SWIGLU, 7.0, 1.702, 1.0, interleaved=True)),
-    lambda: kernels.expert_gemm("gemm_geglu", ActAttrs(Act.GEGLU)),
+    lambda: expert_gemm("gemm"),
+    lambda: expert_gemm("gemm_swiglu", ActAttrs(Act.SWIGLU, 7.0, 1.702, 1.0, interleaved=True)),
+    lambda: expert_gemm("gemm_geglu", ActAttrs(Act.GEGLU)),
 ]
 
 
