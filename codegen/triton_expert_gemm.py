@@ -55,9 +55,8 @@ class _Form:
     split: tuple[str, ...] = ()
     results: tuple[tuple[str, str], ...] = (("result", "column"),)
     """What is stored, and from which column on."""
-    at: str = "column + tl.arange(0, COLUMNS)"
-    """The columns of the tile in the bias."""
-    inside: str = "at < WIDTH"
+    places: tuple[str, ...] = ("at = column + tl.arange(0, COLUMNS)", "inside = at < WIDTH")
+    """Lines that say where in the bias the columns of the tile are, and whether they are there."""
 
 
 def _form(attrs: ActAttrs | None) -> _Form:
@@ -79,8 +78,7 @@ def _form(attrs: ActAttrs | None) -> _Form:
             stored="OUT_COLUMNS",
             column="2 * column",
             split=("gate, up = tl.split(total.reshape(ROWS, OUT_COLUMNS, 2))",),
-            at="2 * column + tl.arange(0, COLUMNS)",
-            inside="at < 2 * WIDTH",
+            places=("at = 2 * column + tl.arange(0, COLUMNS)", "inside = at < 2 * WIDTH"),
         )
     return _Form(
         doc,
@@ -96,8 +94,11 @@ def _form(attrs: ActAttrs | None) -> _Form:
             "# A row of the tile is in one warp, gate and up of a column in one thread: this moves nothing.",
             "gate, up = tl.split(tl.permute(total.reshape(ROWS, 2, OUT_COLUMNS), (0, 2, 1)))",
         ),
-        at="tl.arange(0, COLUMNS) // OUT_COLUMNS * WIDTH + column + tl.arange(0, COLUMNS) % OUT_COLUMNS",
-        inside="column + tl.arange(0, COLUMNS) % OUT_COLUMNS < WIDTH",
+        places=(
+            "at = column + tl.arange(0, COLUMNS) % OUT_COLUMNS",
+            "inside = at < WIDTH",
+            "at += tl.arange(0, COLUMNS) // OUT_COLUMNS * WIDTH",
+        ),
     )
 
 

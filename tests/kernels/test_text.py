@@ -29,6 +29,7 @@ EVERY = [
     lambda: expert_gemm("gemm"),
     lambda: expert_gemm("gemm_swiglu", ActAttrs(Act.SWIGLU, 7.0, 1.702, 1.0, interleaved=True)),
     lambda: expert_gemm("gemm_geglu", ActAttrs(Act.GEGLU)),
+    lambda: expert_gemm("gemm_biased", ActAttrs(Act.SWIGLU), bias=True, turned=True),
 ]
 
 
