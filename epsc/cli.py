@@ -107,7 +107,9 @@ def compile(file: Path, schedule: str | None, output: Path, plan_too: bool, **gi
     path = output if output.suffix == ".py" else output / f"{layer.graph.name}_{plan.schedule.name}.py"
     driver.save(path, program.text)
     click.echo(f"wrote {path} ({len(program.text.splitlines())} lines, {len(plan.schedule.steps)} steps)")
-    click.echo(f"run it: torchrun --nproc-per-node {plan.schedule.ranks} {path} --check --bench")
+    nodes, ranks = layer.cluster.nodes, layer.cluster.node_ranks
+    where = f"--nnodes {nodes} --nproc-per-node {ranks}" if nodes > 1 else f"--nproc-per-node {plan.schedule.ranks}"
+    click.echo(f"run it: torchrun {where} {path} --check --bench")
     if plan_too:
         from epsc.render.plan import plan_json  # noqa: PLC0415 - only here
 
@@ -232,7 +234,7 @@ def run(
 
     source = driver.read(file)
     ranks = nproc or launch.default_ranks(lambda n: fits(source, given, n))
-    layer = driver.understand(source, options_of(given, here(given, ranks)))
+    layer = driver.understand(source, options_of(given, here(source, given, ranks)))
     plan = driver.plan(layer, schedule)
     report((*layer.warnings, *plan.warnings))
     presets = [item.name for item in layer.spec.items if isinstance(item, Preset)]
@@ -248,7 +250,11 @@ def run(
 
 
 @cli.command()
-@click.option("--nproc", type=click.IntRange(1), help="Ranks; all GPUs of this machine by default, else 4 on CPU.")
+@click.option(
+    "--nproc",
+    type=click.IntRange(1),
+    help="Ranks; as many GPUs of this machine as can share the experts, else 4 on CPU.",
+)
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep the programs in this folder.")
 def demo(nproc: int | None, keep: Path | None) -> None:
     """The main job: DeepSeek-V2's MoE layer, compiled, run on what is there, compared with the reference."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from epsc import driver, launch
+from epsc.ir.errors import EpsError
 from epsc.ir.source import Source
 from epsc.machine.simulate import simulate
 from epsc.render.gantt import gantt
@@ -23,12 +24,13 @@ GPU_TOKENS = 4096
 def main(nproc: int | None, keep: Path | None) -> int:
     """Compile, run, check and time; print the timelines and a table. The exit code: 0, or 3 when a check failed."""
     found = launch.gpus()
-    ranks = nproc or (found if found else launch.CPU_RANKS)
     source = _example()
+    preset = None if found else "small"
+    ranks = nproc or launch.default_ranks(lambda n: _shared_by(source, preset, n))
     where = f"{ranks} GPUs" if found else f"{ranks} CPU ranks over gloo, at small size"
     click.echo(f"DeepSeek-V2's MoE layer on {where}\n")
     defines = {"ep": str(ranks)} | ({"tokens": str(GPU_TOKENS)} if found else {})
-    options = driver.Options(defines, preset=None if found else "small")
+    options = driver.Options(defines, preset=preset)
     layer = driver.understand(source, options)
     rows = []
     with tempfile.TemporaryDirectory(prefix="epsc-demo-") as scratch:
@@ -61,6 +63,15 @@ def main(nproc: int | None, keep: Path | None) -> int:
             "\nright, not that it is fast."
         )
     return 0
+
+
+def _shared_by(source: Source, preset: str | None, ranks: int) -> bool:
+    """Whether the experts can be shared by so many ranks: those of 6 GPUs not by all of them."""
+    try:
+        driver.understand(source, driver.Options({"ep": str(ranks)}, preset))
+    except EpsError:
+        return False
+    return True
 
 
 def _example() -> Source:

@@ -208,6 +208,14 @@ def _cluster(spec: Spec, numbers: Numbers, options: Options, faults: Faults) -> 
     return cluster
 
 
+def sharers(source: Source, options: Options) -> int:
+    """How many ranks share each expert: the `etp` of the cluster, whatever else is wrong with the file."""
+    spec, _ = parse_recovering(source)
+    decl = next((decl for decl in spec.clusters if options.cluster in (None, decl.name)), None)
+    etp = cluster_settings(decl, Numbers(spec, Faults(), options.defines, options.preset)).get("etp", 1)
+    return etp if isinstance(etp, int) else 1
+
+
 def plan(layer: Layer, schedule: str | None = None) -> Plan:
     """Decide one schedule of the file (the first unless named) and prove it. Raises EpsError."""
     named = {decl.name: decl for decl in layer.schedules}

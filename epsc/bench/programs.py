@@ -55,6 +55,9 @@ def compile_all(
     for ep in eps:
         given = replace(options, defines={**options.defines, "ep": str(ep)})
         layer = driver.understand(source, given)
+        if layer.cluster.mesh.etp > 1:
+            message = f"what is measured has each expert on one rank, and the file says etp = {layer.cluster.mesh.etp}"
+            raise EpsError(Diagnostic("mesh", message, help="-D etp=1"))
         head = head or _head(layer.said)
         named = wanted or [Wanted.parse(decl.name) for decl in layer.schedules if not decl.auto]
         for each in named:

@@ -69,7 +69,7 @@ def bench(
 
     source = driver.read(file)
     ranks = nproc or launch.default_ranks(lambda n: fits(source, given, n))
-    options = options_of(given, here(given, ranks))
+    options = options_of(given, here(source, given, ranks))
     layer = driver.understand(source, options)
     report(layer.warnings)
     loads = _tokens(tokens) if tokens else _loads(layer.load)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from epsc import driver
-from epsc.ir.errors import EpsError
+from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.graph import Graph
 from epsc.ir.schedule import Schedule
 from epsc.ir.source import Source
@@ -85,16 +85,23 @@ def options_of(given: dict[str, Any], extra_defines: tuple[str, ...] = ()) -> dr
     )
 
 
-def here(given: dict[str, Any], ranks: int) -> tuple[str, ...]:
-    """What `ranks` ranks of this machine define: it is one node, unless told that it should count as several."""
+def here(source: Source, given: dict[str, Any], ranks: int) -> tuple[str, ...]:
+    """What `ranks` ranks of this machine define: they share the experts, on one node, unless told that it should count
+    as several. Raises EpsError where they are no groups of the ranks that share each expert."""
+    etp = driver.sharers(source, options_of({**given, "print_after": None, "timed": False}))
+    if ranks % etp:
+        message = f"{ranks} ranks are no groups of etp = {etp}, which share each expert"
+        raise EpsError(Diagnostic("mesh", message, help=f"--nproc {etp * (ranks // etp + 1)}, or -D etp=1"))
     nodes = () if "nodes" in parse_defines(given["defines"]) else ("nodes=1",)
-    return (f"ep={ranks}", *nodes)
+    return (f"ep={ranks // etp}", *nodes)
 
 
 def fits(source: Source, given: dict[str, Any], ranks: int) -> bool:
     """Whether the layer can be shared by so many ranks."""
     try:
-        driver.understand(source, options_of({**given, "print_after": None, "timed": False}, here(given, ranks)))
+        driver.understand(
+            source, options_of({**given, "print_after": None, "timed": False}, here(source, given, ranks))
+        )
     except EpsError:
         return False
     return True

@@ -80,7 +80,7 @@ def tune(
     source = driver.read(file)
     ranks = nproc or launch.default_ranks(lambda n: fits(source, given, n))
     # Without GPUs the plan must be one for CPU ranks, whatever cluster the file speaks of.
-    place = (*here(given, ranks), *(() if launch.gpus() else ("device=cpu",)))
+    place = (*here(source, given, ranks), *(() if launch.gpus() else ("device=cpu",)))
     path = lock_file or lock.path_of(source)
     lock.load(path)  # a file that is no lock file is better refused before than after
     failed = False

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from epsc import driver
+from epsc.bench.programs import compile_all
 from epsc.commands.options import fits, here
+from epsc.ir.errors import EpsError
 from epsc.ir.source import Source
 from tests.programs.ranks import Job, Ranks
 
@@ -106,6 +108,20 @@ def test_this_machine_is_one_node() -> None:
     text = MIXTRAL.read_text().replace("device = h200  ep = 2", "device = h100  ep = 8  nodes = 8")
     source = Source("m.eps", text)
     given = {"defines": ("width=64",), "preset": None, "layer": None, "cluster": None, "pipeline": "", "profile": None}
-    assert here(given, 4) == ("ep=4", "nodes=1")
+    assert here(source, given, 4) == ("ep=4", "nodes=1")
     assert fits(source, given, 4) and not fits(source, given, 3)
-    assert here({**given, "defines": ("nodes=2",)}, 4) == ("ep=4",)
+    assert here(source, {**given, "defines": ("nodes=2",)}, 4) == ("ep=4",)
+
+
+def test_ranks_that_share_an_expert_are_counted() -> None:
+    """`ep` is what is left of the ranks: 2 of them share each expert of FSMoE's layer."""
+    source = driver.read(EXAMPLES / "papers" / "fsmoe.eps")
+    given = {"defines": (), "preset": "small", "layer": None, "cluster": None, "pipeline": "", "profile": None}
+    assert here(source, given, 4) == ("ep=2", "nodes=1")
+    assert here(source, {**given, "defines": ("etp=1",)}, 4) == ("ep=4", "nodes=1")
+    assert fits(source, given, 4) and fits(source, given, 2)
+    with pytest.raises(EpsError, match="3 ranks are no groups of etp = 2") as error:
+        here(source, given, 3)
+    assert error.value.diagnostics[0].help == "--nproc 4, or -D etp=1"
+    with pytest.raises(EpsError, match="each expert on one rank, and the file says etp = 2"):
+        compile_all(source, driver.Options(preset="small"), None, [2], Path(), lambda _name, error: None)
