@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from epsc import driver
 from epsc.api.call import Call
+from epsc.api.machines import nodes_of
 from epsc.api.refuse import check_module, refusal
 from epsc.api.retell import retold
 from epsc.api.running import Layer, Runner, runner
@@ -98,7 +99,7 @@ def stand_in(
     """The module that runs a traced block."""
     traced.check_unchanged()
     at = torch.device(device) if device else traced.inputs.rows.device
-    plan = planned(traced, ranks, schedule, tokens, at)
+    plan = planned(traced, ranks, schedule, tokens, at, nodes_of(group, ranks))
     found = runner(driver.write(plan), group, at, traced.dtype)
     rank = dist.get_rank(group) if ranks > 1 else 0
     state = State.of(traced, rank, ranks)
@@ -131,11 +132,13 @@ def _kept(traced: Traced, name: str, weight: Tensor) -> Tensor:
     return weight.detach() if shared else weight.detach().clone(memory_format=torch.contiguous_format)
 
 
-def planned(traced: Traced, ranks: int, schedule: str | None, tokens: Load | None, device: torch.device) -> driver.Plan:
+def planned(
+    traced: Traced, ranks: int, schedule: str | None, tokens: Load | None, device: torch.device, nodes: int = 1
+) -> driver.Plan:
     """The proven plan of a traced block. Raises EpsError, at the user's Python."""
     low, high = (tokens, tokens) if isinstance(tokens, int) else tokens or (1, 4096)
     more = f"tokens {low} .. {high}\n{_schedule(schedule)}"
-    layer = traced.layer(driver.Options({"ep": str(ranks), "device": _device(device)}), more)
+    layer = traced.layer(driver.Options({"ep": str(ranks), "nodes": str(nodes), "device": _device(device)}), more)
     try:
         return driver.plan(layer)
     except EpsError as error:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from epsc import driver
-from epsc.commands.options import compile_options, fits, options_of
+from epsc.commands.options import compile_options, fits, here, options_of
 from epsc.commands.report import EXIT_PROGRAM, count, report
 from epsc.grammar import parse
 from epsc.ir.errors import Diagnostic, EpsError, did_you_mean
@@ -75,7 +75,7 @@ def compare(
         from epsc import launch  # noqa: PLC0415 - asks torch about GPUs
 
         ranks = nproc or launch.default_ranks(lambda n: fits(base, given, n))
-        extra = (f"ep={ranks}",)
+        extra = here(base, given, ranks)
     elif nproc:
         raise click.UsageError("--nproc says on how many ranks to measure: give --measure as well")
     options = options_of(given, extra)

@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 import epsc
+from epsc.api.compiling import planned
+from epsc.api.machines import equal_nodes
+from epsc.api.tracing import trace
 from epsc.ir.errors import EpsError
 from tests.trace.ranks import Ranks
 from tests.trace.styles import EXPERTS, HIDDEN, STYLES, Biased, Block, Dense, IndexAdd, Stacked
@@ -31,6 +34,16 @@ def test_a_stand_in_gives_what_the_block_gives(kind: type[nn.Module]) -> None:
             wanted = block(x)
             assert wanted.abs().max() > 0.01
             assert off(compiled(x), wanted) < LIMIT
+
+
+def test_between_machines_rows_travel_by_an_all2all() -> None:
+    """Whatever is predicted to be faster on one; and who asks for more is told at the line that asks."""
+    assert [equal_nodes(names) for names in ("aaaa", "aabb", "aab", "ab")] == [1, 2, 3, 2]
+    traced, cpu = trace(block_of("IndexAdd"), None), torch.device("cpu")
+    assert planned(traced, 4, "auto", 64, cpu, nodes=2).layer.cluster.nodes == 2
+    assert planned(traced, 4, ONE_SIDED, 64, cpu).schedule.capturable
+    with pytest.raises(EpsError, match=r"`copy` cannot carry `sent`: .* the cluster has 2 nodes"):
+        planned(traced, 4, ONE_SIDED, 64, cpu, nodes=2)
 
 
 def test_a_captured_router_feeds_the_layer() -> None:
