@@ -66,7 +66,7 @@ def collectives(draw: st.DrawFn, i: int, local: int, hidden: int, selective: boo
             f"split {draw(st.sampled_from((f'sent{i}, h{i}', f'sent{i}, up{i}', f'sent{i}')))} by peer into ep"
         )
     if axis in ("peer", "none") and draw(st.booleans()):
-        found.append(f"split back{i} by columns into {draw(st.sampled_from((2, hidden // 4)))}")
+        found.append(f"split back{i} by columns into {draw(st.sampled_from((2, hidden // 8)))}")
     elif axis in ("expert_group", "tokens"):
         count = draw(st.integers(1, local if axis == "expert_group" else 5))
         found.append(f"split sent{i}, h{i}, back{i} by {axis} into {count}")
