@@ -68,6 +68,7 @@ def asks_of(
     with faults `vague` are the names whose ops may not all be there.
     """
     faults = Faults()
+    numbers = numbers.telling(faults)
     found = _found(decl, said, vague, faults)
     transports = found.transports
     for name, transport in transports.items() if nodes > 1 else ():
@@ -185,10 +186,7 @@ def _rooms(
         if not isinstance(room, Room):
             continue
         _check_kind(room.targets, "room", "dispatch", said, vague, faults)
-        told = len(numbers.faults.diagnostics)
         factor = numbers.of(room.factor)
-        faults.diagnostics += numbers.faults.diagnostics[told:]
-        del numbers.faults.diagnostics[told:]
         if factor is not None and not 1 <= factor <= MOST:
             faults.add(
                 "bad-number",
@@ -253,10 +251,7 @@ def _slots(
                     offload.span,
                     help="leave out the `offload`, or let an all2all move the rows",
                 )
-        told = len(numbers.faults.diagnostics)
         slots = numbers.whole(offload.slots, "the number of slots")
-        faults.diagnostics += numbers.faults.diagnostics[told:]
-        del numbers.faults.diagnostics[told:]
         for target in offload.targets:
             if target.name not in gemms and target.name not in vague:
                 faults.add(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from copy import copy
 
 from epsc.ir.errors import Diagnostic, EpsError, Faults, did_you_mean
 from epsc.ir.spec import Binary, Broken, Call, ClusterDecl, Expr, Let, Load, Name, Number, Preset, Spec
@@ -71,6 +72,12 @@ class Numbers:
             value = self.of(replaced.get(let.name, let.value))
             if value is not None:
                 self.values[let.name] = value
+
+    def telling(self, faults: Faults) -> Numbers:
+        """The same numbers, for who gathers faults of its own, after those of the file were told."""
+        made = copy(self)
+        made.faults = faults
+        return made
 
     def replaced(self, name: str) -> Expr | None:
         """What `-D` or the preset gave for a cluster setting or the load."""

@@ -56,7 +56,7 @@ def resolve(
 
     Of a graph with faults `vague` are the names whose ops may not all be there: nothing is said to be missing of them.
     """
-    return _Resolver(decl, graph, numbers, ep, chip_sms, faults, vague).wishes()
+    return _Resolver(decl, graph, numbers.telling(faults), ep, chip_sms, faults, vague).wishes()
 
 
 class _Resolver:

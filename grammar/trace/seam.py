@@ -38,11 +38,6 @@ def add_site(experts: Experts) -> int:
     return site
 
 
-def change_site(site: int, experts: Experts) -> None:
-    """Let the op run something else at a site."""
-    _sites[site] = experts
-
-
 def run_site(site: int) -> Experts:
     """What the op runs at a site."""
     return _sites[site]

@@ -35,6 +35,26 @@ def epsc(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return DONE
 
 
+@pytest.mark.parametrize("command", ["check", "compile", "inspect", "explain"])
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ("into groups", "into 0"),
+        ("into groups", "into 2.5"),
+        ("into groups", "into gruops"),
+        ("reserve 16 sms", "reserve 99999999999 sms"),
+        ("mean_rows < 2048", "mean_rows < 0.5"),
+    ],
+)
+def test_a_number_that_a_schedule_cannot_take(
+    command: str, said: str, wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`check` looks at schedules together with the file, all others when one is planned: both must tell."""
+    Path("bad.eps").write_text(Path("m.eps").read_text().replace(said, wrong))
+    assert epsc(monkeypatch, command, "bad.eps") == INPUT
+    assert wrong in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["check", "compile", "inspect", "fmt", "run"])
 @pytest.mark.parametrize("file", ["missing.eps", "bytes.eps", ".", "plain/m.eps", "n" * 300])
 def test_files_that_cannot_be_read(command: str, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
