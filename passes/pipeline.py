@@ -154,7 +154,11 @@ def configured(text: str) -> tuple[Pass, ...]:
             raise EpsError(Diagnostic("bad-value", f"`{piece}` should read `{name}{{option=value}}`"))
         if name in options:
             raise EpsError(Diagnostic("bad-value", f"options of `{name}` are given twice"))
-        options[name] = attrs_parse(type(known[name]), shape[2] or "")
+        try:
+            options[name] = attrs_parse(type(known[name]), shape[2] or "")
+        except EpsError as error:
+            found = (replace(each, message=f"`{piece}`: {each.message}") for each in error.diagnostics)
+            raise EpsError(*found) from None
         for option, value in vars(options[name]).items():
             if isinstance(value, int) and value < 0:
                 raise EpsError(Diagnostic("bad-value", f"`{name}{{{option}={value}}}` must be at least 0"))

@@ -222,3 +222,11 @@ def test_too_many_groups_are_told_with_the_define_that_makes_fewer(
     assert epsc(monkeypatch, *many) == INPUT
     assert "use at most 4: -D groups=4" in capsys.readouterr().err
     assert epsc(monkeypatch, *many[:-3], "groups=4", *many[-2:]) == DONE
+
+
+@pytest.mark.parametrize("option", ["chunk{n=x}", "chunk{z=1}", "chunk{n}", "place{overlap=yes}"])
+def test_what_is_wrong_with_an_option_of_a_pass_says_which(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert epsc(monkeypatch, "check", "m.eps", "-p", f"buffers{{share=false}},{option}") == INPUT
+    assert option in capsys.readouterr().err

@@ -132,6 +132,12 @@ def test_fuse_keeps_apart_what_the_schedule_speaks_of_apart(directives: str) -> 
     assert (graph.node["up"].kind, graph.node["h"].kind) == ("expert_gemm", "activation")
 
 
+@pytest.mark.parametrize("more", ["bias=true", "transposed=true"])
+def test_fuse_joins_products_with_biases_and_of_weights_as_in_out(more: str) -> None:
+    found = compiled(BLOCK.replace("up, 64)", f"up, 64, {more})")).schedule.graph
+    assert found.node["h"].kind == "expert_gemm_act"
+
+
 def test_fuse_keeps_apart_what_is_cut_differently() -> None:
     bound = BLOCK.replace("h    = swiglu(gemm(sent, up, 64))", "g = gemm(sent, up, 64)\n  h = swiglu(g)")
     cuts = "split g by expert_group into 2  split h by expert_group into 5"
@@ -141,8 +147,6 @@ def test_fuse_keeps_apart_what_is_cut_differently() -> None:
 
 def test_fuse_leaves_what_the_persistent_kernel_cannot_run_or_others_read() -> None:
     for old, new in (
-        ("up, 64)", "up, 64, bias=true)"),
-        ("up, 64)", "up, 64, transposed=true)"),
         ("up, 64)", "up, 36)"),
         ("swiglu(gemm(sent", "relu(gemm(sent"),
         ("bf16", "fp32"),
