@@ -1,7 +1,5 @@
 """Kernels that route and lay out rows, compiled and run on a GPU, do what torch does there."""
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +11,7 @@ from epsc.codegen.triton_kernels import copy_ranks, head, ordering, route
 from epsc.ir.attrs import Choose, GroupBy, RouteAttrs, Score
 from tests.kernels.conftest import IMPORTS
 from tests.kernels.test_route import check, distinct, routers
+from tests.programs.ranks import load_program
 
 pytestmark = pytest.mark.gpu
 Load = Callable[[str], ModuleType]
@@ -27,18 +26,13 @@ ROUTERS = [
 
 
 @pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+def load(tmp_path: Path) -> Load:
     """The module of a kernel's text. Triton reads the source of a kernel, so it must be a file."""
 
     def load(text: str) -> ModuleType:
         path = tmp_path / "routing.py"
         path.write_text(IMPORTS + head() + text)
-        spec = importlib.util.spec_from_file_location(f"{tmp_path.name}_routing", path)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        spec.loader.exec_module(module)
-        return module
+        return load_program(path)
 
     return load
 

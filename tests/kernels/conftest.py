@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from epsc.codegen.triton_kernels import head
+from tests.programs.ranks import load_program
 
 Load = Callable[[str], ModuleType]
 IMPORTS = """from __future__ import annotations
@@ -25,21 +25,13 @@ from torch import Tensor
 
 
 @pytest.fixture
-def load(tmp_path: Path, interpreted: None) -> Iterator[Load]:
+def load(tmp_path: Path, interpreted: None) -> Load:
     """The module of a kernel's text. Triton reads the source of a kernel, so it must be a file."""
-    made = []
+    numbers = count()
 
     def load(text: str) -> ModuleType:
-        path = tmp_path / f"kernels_{len(made)}.py"
+        path = tmp_path / f"kernels_{next(numbers)}.py"
         path.write_text(IMPORTS + head() + text)
-        spec = importlib.util.spec_from_file_location(f"{tmp_path.name}_{path.stem}", path)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module.__name__] = module
-        made.append(module.__name__)
-        spec.loader.exec_module(module)
-        return module
+        return load_program(path)
 
-    yield load
-    for name in made:
-        del sys.modules[name]
+    return load

@@ -1,8 +1,6 @@
 """Layouts by kernels are those by sorting, in programs that lay out rows by expert, by token, and both."""
 
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +10,7 @@ import torch
 from epsc.driver import plan, understand
 from epsc.ir.source import Source
 from tests.codegen.layers import program_of
+from tests.programs.ranks import load_program
 
 TEXT = """
 layer two(x: bf16[tokens, 16]) {
@@ -36,24 +35,15 @@ Load = Callable[[str], ModuleType]
 
 
 @pytest.fixture
-def load(interpreted: None, tmp_path: Path) -> Iterator[Load]:
+def load(interpreted: None, tmp_path: Path) -> Load:
     """The program of a schedule as a module. Triton reads the source of a kernel, so it must be a file."""
-    made = []
 
     def load(schedule: str) -> ModuleType:
         path = tmp_path / f"{schedule}.py"
         path.write_text(program_of(plan(understand(Source("two.eps", TEXT)), schedule)).text)
-        spec = importlib.util.spec_from_file_location(f"{tmp_path.name}_{schedule}", path)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module.__name__] = module
-        made.append(module.__name__)
-        spec.loader.exec_module(module)
-        return module
+        return load_program(path)
 
-    yield load
-    for name in made:
-        del sys.modules[name]
+    return load
 
 
 @pytest.mark.parametrize(

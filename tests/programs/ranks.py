@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing as mp
+import sys
 import threading
 import traceback
 from dataclasses import dataclass, field
@@ -126,13 +127,11 @@ def _work(rank: int, count: int, store: str, jobs: Connection, where: Connection
             jobs.send(Result(fault=traceback.format_exc()))
 
 
-def load_program(path: str) -> ModuleType:
-    """Import an emitted file by its path."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+def load_program(path: str | Path) -> ModuleType:
+    """Import an emitted file by its path. Its name holds that of its folder: others have files of the same name."""
+    spec = importlib.util.spec_from_file_location(f"{Path(path).parent.name}_{Path(path).stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
