@@ -28,7 +28,7 @@ MESHES = {
     "parallel_folding": {"ep": "2", "tp": "2"},
 }
 """Of papers about meshes: small ones, on 4 ranks."""
-FOR_TWO = {"duo_llm"}
+FOR_TWO = {"duo_llm", "pruned"}
 """Those with two experts of a kind."""
 
 
