@@ -229,7 +229,8 @@ class Regions:
 
     def leaving(self, dispatch: str) -> str:
         """How many rows leave, where not every copy does."""
-        return f"{self.sizes(dispatch)}.parts[{self.layout(dispatch).count}][-1].leave.stop"
+        self.cuts.setdefault(dispatch, set()).add(1)  # the last of several pieces by peer is not where rows end
+        return f"{self.sizes(dispatch)}.parts[1][0].leave.stop"
 
     def largest(self, dispatch: str, pieces: int) -> str:
         """The rows of the largest piece."""
