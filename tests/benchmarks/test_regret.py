@@ -27,7 +27,7 @@ def test_of_every_family_one_is_measured_and_what_auto_takes_at_every_load() -> 
         families |= {family(c.decl) for c in every if c.decl.name != "serial"}
     assert {family(decl) for decl in plans.values()} == families
     assert len(families) >= 6  # collectives uncut, by expert group, by tokens; four one-sided
-    assert len(plans) < 20
+    assert len(plans) <= 2 * len(families), "too many to measure: of a family the best at each load will do"
 
 
 ROW = Row(
