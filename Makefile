@@ -11,6 +11,8 @@ STAMP := $(VENV)/.installed
 # A venv that sees the machine's own packages keeps the machine's torch: nothing is pinned, the
 # tools are left out, and nothing is fetched that is already there.
 BORROW := $(findstring --system-site-packages,$(VENV_FLAGS))
+# Two at a time: most tests wait for ranks of their own. (A borrowed Python may not have what runs them so.)
+WORKERS := $(if $(BORROW),,-n 2)
 INSTALL := $(if $(BORROW),--no-build-isolation -e .,-c constraints-dev.txt -e '.[dev]')
 
 .DEFAULT_GOAL := help
@@ -37,10 +39,10 @@ demo: dev ## show what epsc does, on this machine
 	$(BIN)/epsc demo
 
 test: dev lint ## everything that must pass before a commit
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_FLAGS)
 
 test-all: dev lint ## the same, and the tests that take long
-	$(BIN)/python -m pytest -m "" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "" $(WORKERS) $(PYTEST_FLAGS)
 
 lint: dev ## ruff, mypy and the folder-import contracts
 	$(BIN)/ruff check
