@@ -56,8 +56,12 @@ def headline(timeline: Timeline) -> str:
     text = f"{timeline.name}, {timeline.load} tokens per rank: {duration(timeline.total)}"
     if not timeline.transfers:
         return text
-    moved = duration(length(timeline.transfers))
-    return f"{text}; transfers {moved}, {duration(timeline.exposed_transfer)} exposed ({timeline.hidden:.0%} hidden)"
+    text += f"; transfers {duration(length(timeline.transfers))}, {duration(timeline.exposed_transfer)} exposed"
+    # Without it, the share that is hidden would not follow from what is said.
+    slowed = (
+        f", compute {duration(timeline.slowed)} slower beside them" if timeline.slowed > 0.01 * timeline.total else ""
+    )
+    return f"{text}{slowed} ({timeline.hidden:.0%} hidden)"
 
 
 def _busy(timeline: Timeline, lane: str) -> float:

@@ -65,7 +65,8 @@ def collectives(draw: st.DrawFn, i: int, local: int, hidden: int, selective: boo
         found.append(
             f"split {draw(st.sampled_from((f'sent{i}, h{i}', f'sent{i}, up{i}', f'sent{i}')))} by peer into ep"
         )
-    if axis in ("peer", "none") and draw(st.booleans()):
+    home_by_columns = axis in ("peer", "none") and draw(st.booleans())
+    if home_by_columns:
         found.append(f"split back{i} by columns into {draw(st.sampled_from((2, hidden // 8)))}")
     elif axis in ("expert_group", "tokens"):
         count = draw(st.integers(1, local if axis == "expert_group" else 5))
@@ -85,7 +86,7 @@ def collectives(draw: st.DrawFn, i: int, local: int, hidden: int, selective: boo
     impl = impl.replace(" for T", "")
     first, _, rest = impl.partition(" when ")
     found.append(f"use {first} for up{i}, down{i}{f' when {rest}' if rest else ''}")
-    if axis == "none" and draw(st.booleans()):
+    if axis == "none" and not home_by_columns and draw(st.booleans()):  # such weights come for whole products
         names = draw(st.sampled_from((f"up{i}", f"down{i}", f"up{i}, down{i}")))
         found.append(f"offload {names} into {draw(st.integers(1, 3))} slots")
     if draw(st.booleans()):
