@@ -229,11 +229,7 @@ class Regions:
 
     def leaving(self, dispatch: str) -> str:
         """How many rows leave, where not every copy does."""
-        layout = self.layout(dispatch)
-        if layout.axis is Axis.PEER:  # its last piece is not where rows end, but rows of the whole lie as they leave
-            self.cuts.setdefault(dispatch, set()).add(1)
-            return f"{self.sizes(dispatch)}.parts[1][0].leave.stop"
-        return f"{self.sizes(dispatch)}.parts[{layout.count}][-1].leave.stop"
+        return f"{self.sizes(dispatch)}.parts[{self.layout(dispatch).count}][-1].leave.stop"
 
     def largest(self, dispatch: str, pieces: int) -> str:
         """The rows of the largest piece."""

@@ -174,11 +174,11 @@ def _layouts(
         axis, count = cut or (None, 1)
         if cut is None and (peers := next((splits[n.name] for n in moved if _axis(splits, n) is Axis.PEER), None)):
             axis, count = peers
-        if axis is Axis.TOKENS and _attrs(graph, dispatch).selective:
+        if axis in (Axis.TOKENS, Axis.PEER) and _attrs(graph, dispatch).selective:
             faults.add(
                 "split-selective",
-                f"`{sends.origin}` sends some copies of a token only, and cannot be cut by tokens: what it sends of"
-                " a piece has no place of a known size",
+                f"`{sends.origin}` sends some copies of a token only, and cannot be cut by {axis}: what it sends"
+                " of a piece has no place of a known size",
                 wishes.split_spans.get(sends.name) or sends.span,
                 help="split by expert_group",
             )

@@ -60,7 +60,8 @@ def collectives(draw: st.DrawFn, i: int, local: int, hidden: int, selective: boo
     """How branch `i`, whose rows an all2all moves, is cut and computed; `local`: experts of a rank. One that is
     `selective` sends some copies only."""
     found = []
-    axis = draw(st.sampled_from(("expert_group", "none" if selective else "tokens", "peer", "none")))
+    axes = ("expert_group", "none") if selective else ("expert_group", "tokens", "peer", "none")
+    axis = draw(st.sampled_from(axes))
     if axis == "peer":
         found.append(
             f"split {draw(st.sampled_from((f'sent{i}, h{i}', f'sent{i}, up{i}', f'sent{i}')))} by peer into ep"
