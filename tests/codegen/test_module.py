@@ -37,7 +37,9 @@ def load_program(layer: str, schedule: str, folder: Path) -> Iterator[ModuleType
 
 
 def state(program: ModuleType) -> dict[str, torch.Tensor]:
-    return {name: torch.randn(weight.shape) for name, weight in program.WEIGHTS.items()}
+    """Weights that keep numbers near one, the same ones every time."""
+    made = torch.Generator().manual_seed(0)
+    return {name: torch.randn(each.shape, generator=made) * each.scale for name, each in program.WEIGHTS.items()}
 
 
 def make(program: ModuleType, **more: Any) -> Any:
@@ -120,8 +122,8 @@ def test_needs_are_checked_when_a_module_is_made(oss: ModuleType, monkeypatch: p
 def test_all_tokens_to_one_expert(tiny: ModuleType) -> None:
     layer = make(tiny).load(state(tiny))
     x = torch.ones(50, 64)
-    assert torch.isfinite(layer(x)).all()
-    assert torch.allclose(layer(x), layer(x[:1]).expand(50, 64), rtol=1e-4, atol=1e-4)
+    alone = layer(x[:1])
+    assert float((layer(x) - alone).abs().max()) <= 1e-5 * float(alone.abs().max())
 
 
 class Recorded:

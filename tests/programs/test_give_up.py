@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -75,7 +76,8 @@ def test_a_rank_that_fails_midway_ends_the_wait_of_the_others(
     job = prepare(layer, "one_sided", (8, 5))
     told = faults(ranks, broken(job, "# back.put, on compute", "1 // (1 - self.rank)", tmp_path / "fails.py"))
     assert "ZeroDivisionError" in told
-    assert "rank 0 waited in vain for back.put of rank 1, which gave up" in told
+    # A slow rank may hear of it at a wait before that.
+    assert re.search(r"rank 0 waited in vain for (sent\.tell|sent\.copy|back\.put) of rank 1, which gave up", told)
 
 
 @pytest.mark.distributed
