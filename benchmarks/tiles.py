@@ -26,6 +26,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from triton.errors import TritonError
 
 from benchmarks.kernels import error, load
 from epsc.codegen.triton_expert_gemm import expert_gemm
@@ -244,7 +245,7 @@ def measure(cell: Cell) -> dict[Tile, tuple[float, float]]:
     for tile in candidates(cell.rows):
         try:
             errors[tile] = checked(cell, tile, outs[0], wanted, step)
-        except Exception as fault:  # one that does not compile must not stop the others
+        except (TritonError, RuntimeError) as fault:  # one that does not compile must not stop the others
             print(f"{cell.product.name} {cell.rows} {tile}: {type(fault).__name__}: {str(fault)[:80]}", flush=True)
             continue
 
@@ -336,7 +337,7 @@ def warm(turn: str, products: Sequence[Product]) -> None:
         weight = torch.randn(1, product.out, product.deep, dtype=torch.bfloat16, device=device())
         try:
             gemms()[product.act](x, weight, ends, out, 0, tile)
-        except Exception as fault:  # said again when it is measured
+        except (TritonError, RuntimeError) as fault:  # said again when it is measured
             print(f"{product.name} {tile}: {type(fault).__name__}", file=sys.stderr)
 
 

@@ -11,7 +11,16 @@ from epsc.codegen.gemms import Gemms
 from epsc.codegen.head import declared_lines, docstring, input_lines, shape_text, weight_lines
 from epsc.codegen.lines import Arg, Listing, call
 from epsc.codegen.memory import TORCH_DTYPES, Memory, base_dtype, dtype_text
-from epsc.codegen.names import Names, checked_dotted, checked_version, class_name, comment_lines, identifier, string
+from epsc.codegen.names import (
+    Names,
+    checked_dotted,
+    checked_version,
+    class_name,
+    comment_line,
+    comment_lines,
+    identifier,
+    string,
+)
 from epsc.codegen.one_sided import memory_line, pairs
 from epsc.codegen.ops import ONE_SIDED, Ops, Scope
 from epsc.codegen.reference import Reference
@@ -28,7 +37,12 @@ from epsc.machine.device import Device
 
 
 def context(
-    schedule: Schedule, spec_text: str, version: str, load: tuple[int, int], device: Device | None = None
+    schedule: Schedule,
+    spec_text: str,
+    version: str,
+    load: tuple[int, int],
+    device: Device | None = None,
+    settings: str = "",
 ) -> dict[str, Any]:
     """What the templates need. Raises EpsError for what cannot be written."""
     _check_names(schedule)
@@ -53,6 +67,7 @@ def context(
     blocks = [steps.block(i, step) for i, step in enumerate(schedule.steps)]
     return {
         **docstring(schedule, file_name, cls, inputs, load, given),
+        "compiled_from": comment_line(f"What it was compiled from{settings and f', with {settings}'}:"),
         "spec": comment_lines(spec_text),
         "file_name": file_name,
         "class_name": cls,

@@ -18,17 +18,23 @@ from epsc.machine.device import Device
 
 
 def emit(
-    schedule: Schedule, *, spec_text: str, version: str, load: tuple[int, int], device: Device | None = None
+    schedule: Schedule,
+    *,
+    spec_text: str,
+    version: str,
+    load: tuple[int, int],
+    device: Device | None = None,
+    settings: str = "",
 ) -> Program:
     """The program of a finished schedule.
 
-    `spec_text` is the file that it came from, `version` that of epsc, `load` the tokens per rank (fewest, most) that
-    the schedule was made for; kernels are cut as measured on `device`. Raises EpsError for a schedule that is not
-    finished, or that has no program.
+    `spec_text` is the file that it came from, read with the options `settings`; `version` that of epsc; `load` the
+    tokens per rank (fewest, most) that the schedule was made for; kernels are cut as measured on `device`. Raises
+    EpsError for a schedule that is not finished, or that has no program.
     """
     if schedule.stage is not Stage.BUFFERED:
         raise refuse(f"schedule `{schedule.name}` is at stage {schedule.stage.name.lower()}, not at its last, buffered")
-    found = context(schedule, spec_text, version, load, device)
+    found = context(schedule, spec_text, version, load, device, settings)
     environment = _environment()
     macros = environment.get_template("steps.jinja").module
     for item in found["blocks"]:

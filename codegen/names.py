@@ -92,6 +92,11 @@ def comment_lines(text: str) -> list[str]:
     return [f"#| {_visible(line)}".rstrip() for line in lines]
 
 
+def comment_line(text: str) -> str:
+    """Any text as one line of a comment."""
+    return f"# {_visible(' '.join(text.split()))}"
+
+
 def _visible(line: str) -> str:
     return "".join(
         char if char.isascii() and char.isprintable() else char.encode("unicode_escape").decode("ascii")

@@ -18,10 +18,9 @@ import click
 
 from epsc import driver
 from epsc.commands import lsp
-from epsc.commands.options import compile_options, file_argument, fits, here, options_of, schedule_option
+from epsc.commands.options import compile_options, file_argument, fits, here, options_of, schedule_option, warn_of_size
 from epsc.commands.report import EXIT_INPUT, EXIT_PROGRAM, count, report
 from epsc.ir.errors import Diagnostic, EpsError
-from epsc.ir.spec import Preset
 from epsc.passes.pipeline import GRAPH_PASSES, PIPELINE, SAID_PASSES
 
 EPILOG = """Exit codes: 0 done; 1 the input is wrong; 2 the command line is wrong; 3 a program that was started failed
@@ -237,10 +236,7 @@ def run(
     layer = driver.understand(source, options_of(given, here(source, given, ranks)))
     plan = driver.plan(layer, schedule)
     report((*layer.warnings, *plan.warnings))
-    presets = [item.name for item in layer.spec.items if isinstance(item, Preset)]
-    if presets and not given["preset"] and not launch.gpus():
-        names = " or ".join(presets)
-        click.echo(f"no GPU here: CPU ranks at true size take long; --preset {names} is smaller", err=True)
+    warn_of_size(layer.spec, given["preset"])
     # To stderr, and at once: starting torch on every rank takes a while, and says nothing.
     click.echo(f"starting {count(ranks, 'rank')} of `{plan.schedule.name}` under torchrun ...", err=True)
     code = launch.run(driver.write(plan), ranks, list(arguments) or ["--check", "--bench"], keep)

@@ -47,6 +47,12 @@ class Options:
     profile: str | None = None
     """A shipped cluster profile, or the file of one, whose numbers replace those of the cluster's device."""
 
+    @property
+    def told(self) -> str:
+        """What differs from the file, as a command line says it: `--preset small -D ep=2`."""
+        preset = [f"--preset {self.preset}"] if self.preset else []
+        return " ".join([*preset, *(f"-D {name}={value}" for name, value in self.defines.items())])
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -313,7 +319,12 @@ def write(made: Plan) -> Program:
     layer = made.layer
     # emit verifies what it wrote; to do it here again would take longer than all the passes.
     return emit(
-        made.schedule, spec_text=layer.source.text, version=__version__, load=layer.load, device=layer.cluster.device
+        made.schedule,
+        spec_text=layer.source.text,
+        version=__version__,
+        load=layer.load,
+        device=layer.cluster.device,
+        settings=layer.options.told,
     )
 
 

@@ -49,9 +49,10 @@ def draft(spec: Spec, numbers: Numbers, layer: str | None, ep: int, faults: Faul
     """
     layers = {decl.name: decl for decl in spec.layers}
     if not layers:
-        faults.add(
-            "no-layer", "the file defines no layer", spec.span, help="write `layer name(x: bf16[tokens, 4096]) { ... }`"
-        )
+        # Where text could not be read, that may have been the layer: who mends it is told then.
+        if not any(fault.code == "syntax" for fault in faults.errors):
+            help = "write `layer name(x: bf16[tokens, 4096]) { ... }`"
+            faults.add("no-layer", "the file defines no layer", spec.span, help=help)
         return None
     if layer is not None and layer not in layers:
         faults.add("unknown-name", f"there is no layer `{layer}`", help=did_you_mean(layer, layers))

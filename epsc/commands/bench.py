@@ -11,7 +11,7 @@ import click
 
 from epsc import driver
 from epsc.bench.loads import BY_HAND, TOKENS, WORKLOADS
-from epsc.commands.options import compile_options, file_argument, fits, here, options_of
+from epsc.commands.options import compile_options, file_argument, fits, here, options_of, warn_of_size
 from epsc.commands.report import EXIT_PROGRAM, count, report
 from epsc.ir.errors import EpsError
 
@@ -72,6 +72,7 @@ def bench(
     options = options_of(given, here(source, given, ranks))
     layer = driver.understand(source, options)
     report(layer.warnings)
+    warn_of_size(layer.spec, given["preset"])
     loads = _tokens(tokens) if tokens else _loads(layer.load)
     if max(loads) > layer.load[1]:
         most = f"the plans are made for at most {layer.load[1]}: give -D tokens={max(loads)} as well"

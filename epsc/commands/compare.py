@@ -165,7 +165,9 @@ def _entries(
             report(plan.warnings)
             plans.append((source.name, plan))
     if missing := [name for name in only if name not in {plan.schedule.name for _, plan in plans}]:
-        raise EpsError(Diagnostic("unknown-schedule", f"none of these files has a schedule `{missing[0]}`"))
+        known = {decl.name for source, _ in sources for decl in parse(source).schedules}
+        message = f"none of these files has a schedule `{missing[0]}`"
+        raise EpsError(Diagnostic("unknown-schedule", message, help=did_you_mean(missing[0], known)))
     if not plans:
         raise EpsError(Diagnostic("nothing-to-compare", "no schedule is left"))
     often = Counter(plan.schedule.name for _, plan in plans)

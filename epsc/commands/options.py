@@ -13,6 +13,7 @@ from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.graph import Graph
 from epsc.ir.schedule import Schedule
 from epsc.ir.source import Source
+from epsc.ir.spec import Preset, Spec
 from epsc.passes.numbers import parse_defines
 from epsc.passes.pipeline import PIPELINE, configured
 
@@ -94,6 +95,16 @@ def here(source: Source, given: dict[str, Any], ranks: int) -> tuple[str, ...]:
         raise EpsError(Diagnostic("mesh", message, help=f"--nproc {etp * (ranks // etp + 1)}, or -D etp=1"))
     nodes = () if "nodes" in parse_defines(given["defines"]) else ("nodes=1",)
     return (f"ep={ranks // etp}", *nodes)
+
+
+def warn_of_size(spec: Spec, preset: str | None) -> None:
+    """Before something is run: say that it will take long where there are no GPUs and a preset would be smaller."""
+    from epsc import launch  # noqa: PLC0415 - asks torch about GPUs
+
+    presets = [item.name for item in spec.items if isinstance(item, Preset)]
+    if presets and not preset and not launch.gpus():
+        names = " or ".join(presets)
+        click.echo(f"no GPU here: CPU ranks at true size take long; --preset {names} is smaller", err=True)
 
 
 def fits(source: Source, given: dict[str, Any], ranks: int) -> bool:

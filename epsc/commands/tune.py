@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from epsc import driver, lock
-from epsc.commands.options import compile_options, file_argument, fits, here, options_of
+from epsc.commands.options import compile_options, file_argument, fits, here, options_of, warn_of_size
 from epsc.commands.report import EXIT_PROGRAM, count, report
 from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.spec import ScheduleDecl
@@ -84,10 +84,13 @@ def tune(
     path = lock_file or lock.path_of(source)
     lock.load(path)  # a file that is no lock file is better refused before than after
     failed = False
-    for load in _loads(tokens):
+    loads = _loads(tokens)
+    for load in loads:
         more = (f"tokens={load}",) if load is not None else ()
         layer = driver.understand(source, options_of(given, (*place, *more)))
         report(layer.warnings)
+        if load == loads[0]:
+            warn_of_size(layer.spec, given["preset"])
         measured = tune_layer(layer, best, lambda plan, n: _measure(plan, n, iters, timeout), click.echo)
         if measured is None:
             failed = True

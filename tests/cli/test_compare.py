@@ -125,6 +125,12 @@ def test_unknown_names_are_refused(arguments: tuple[str, ...], message: str) -> 
         compare(str(EXAMPLE), *arguments)
 
 
+def test_a_misspelled_schedule_is_told_which_there_are() -> None:
+    with pytest.raises(EpsError) as refused:
+        compare(str(EXAMPLE), "-s", "serail")
+    assert refused.value.diagnostics[0].help == "did you mean `serial`?"
+
+
 def graph(body: str) -> Any:
     text = f"layer l(x: bf16[tokens, 8]) {{ {body} }}\ncluster c {{ device = h200  ep = 1 }}"
     return driver.understand(Source("l.eps", text)).said

@@ -215,6 +215,32 @@ def test_true_size_on_cpu_ranks_is_spoken_of(
     assert ("--preset small is smaller" in capsys.readouterr().err) is told
 
 
+@pytest.mark.parametrize("command", ["bench", "tune"])
+def test_so_it_is_by_what_measures(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Begun(Exception):
+        pass
+
+    def begin(*_: object, **__: object) -> None:
+        raise Begun
+
+    monkeypatch.setattr("epsc.commands.tune.tune_layer", begin)
+    monkeypatch.setattr("epsc.bench.programs.compile_all", begin)
+    with pytest.raises(Begun):
+        cli.cli.main([command, "m.eps", "--nproc", "2"], standalone_mode=False)
+    assert "--preset small is smaller" in capsys.readouterr().err
+
+
+def test_a_file_whose_layer_cannot_be_read_is_not_said_to_have_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cut_off.eps").write_text("layer x(\n")
+    assert epsc(monkeypatch, "check", str(tmp_path / "cut_off.eps")) != DONE
+    told = capsys.readouterr().err
+    assert told.count("error: ") == 1 and "expected a name or `)` after `(`" in told
+
+
 def test_too_many_groups_are_told_with_the_define_that_makes_fewer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

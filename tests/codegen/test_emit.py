@@ -14,7 +14,7 @@ import pytest
 from epsc.codegen import emit
 from epsc.codegen.gemms import FUNCTIONS
 from epsc.codegen.reserved import FILE, MODULE
-from epsc.driver import plan, understand
+from epsc.driver import Options, plan, understand
 from epsc.ir.errors import EpsError
 from epsc.ir.schedule import Schedule, Stage
 from epsc.ir.source import Source
@@ -47,6 +47,15 @@ def test_same_schedule_same_bytes(layer: str, schedule: str) -> None:
     again = Schedule.parse(str(made.schedule))
     text = program_of(made).text
     assert text == program_of(replace(made, schedule=again)).text
+
+
+def test_says_what_the_command_line_changed() -> None:
+    made = planned("tiny", "eps")
+    settings = Options({"ep": "2", "groups": "3"}, preset="small").told
+    assert settings == "--preset small -D ep=2 -D groups=3"
+    text = emit(made.schedule, spec_text="", version="1", load=(1, 8), settings=f"{settings}\n\u202e").text
+    assert "# What it was compiled from, with --preset small -D ep=2 -D groups=3 \\u202e:\n" in text
+    assert "# What it was compiled from:\n" in emit(made.schedule, spec_text="", version="1", load=(1, 8)).text
 
 
 @pytest.mark.parametrize(("layer", "schedule"), ALL)
