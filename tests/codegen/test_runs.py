@@ -14,23 +14,22 @@ from tests.codegen.layers import planned, program_of
 WORKER = Path(__file__).with_name("worker.py")
 LIMIT = 240
 
-RUNS = [
-    ("tiny", "serial", 2),
-    ("tiny", "eps", 2),
-    ("tiny", "eps", 4),
-    ("tiny", "tokens", 4),
-    ("tiny", "many_cases", 1),
-    ("tiny", "transfers_only", 2),
-    ("tiny", "products_only", 2),
-    ("tiny", "cut_in_order", 2),
-    ("tiny", "eps", 1),
-    ("oss", "grouped", 2),
-    ("oss", "dense", 1),
-    ("oss", "batched", 2),
-    ("v3", "eps", 4),
-    ("v3", "tokens", 2),
-    ("two", "serial", 2),
-]
+RUNS = {
+    1: [("tiny", "many_cases"), ("tiny", "eps"), ("oss", "dense")],
+    2: [
+        ("tiny", "serial"),
+        ("tiny", "eps"),
+        ("tiny", "transfers_only"),
+        ("tiny", "products_only"),
+        ("tiny", "cut_in_order"),
+        ("oss", "grouped"),
+        ("oss", "batched"),
+        ("v3", "tokens"),
+        ("two", "serial"),
+    ],
+    4: [("tiny", "eps"), ("tiny", "tokens"), ("v3", "eps")],
+}
+"""By ranks: starting torchrun takes longer than all that is run there."""
 
 
 def start(ranks: int, script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,31 +46,33 @@ def start(ranks: int, script: Path, *arguments: str) -> subprocess.CompletedProc
 
 @pytest.mark.distributed
 @pytest.mark.timeout(LIMIT + 30)
-@pytest.mark.parametrize(("layer", "schedule", "ranks"), RUNS)
-def test_agrees_with_the_oracle(layer: str, schedule: str, ranks: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", RUNS)
+def test_agree_with_the_oracle(ranks: int, tmp_path: Path) -> None:
     import torch
 
     from epsc.interpret import interpret
     from epsc.interpret.weights import random_inputs, random_weights
 
-    made = planned(layer, schedule, ep=str(ranks))
-    path = tmp_path / "program.py"
-    path.write_text(program_of(made).text, encoding="utf-8")
+    made = {f"{layer}_{schedule}": planned(layer, schedule, ep=str(ranks)) for layer, schedule in RUNS[ranks]}
+    paths = [tmp_path / f"{name}.py" for name in made]
+    for path, plan in zip(paths, made.values(), strict=True):
+        path.write_text(program_of(plan).text, encoding="utf-8")
     # None anywhere; fewer than chunks; one rank without any; all different; more.
     loads = ["0", "1", ",".join(["37", "0", "5", "2"][:ranks]), ",".join(["3", "64", "20", "41"][:ranks]), "150"]
-    done = start(ranks, WORKER, str(path), str(tmp_path), *loads)
+    done = start(ranks, WORKER, str(tmp_path), ":".join(loads), *map(str, paths))
     assert done.returncode == 0, done.stderr[-3000:]
-    graph = made.layer.said
-    weights = random_weights(graph, 0, torch.float32)
-    for load in loads:
-        said = [int(n) for n in load.split(",")]
-        for rank in range(ranks):
-            inputs = random_inputs(graph, said[rank % len(said)], rank, torch.float32)
-            (right,) = interpret(graph, inputs, weights)
-            out = torch.load(tmp_path / f"{load}.{rank}.pt")
-            assert out.shape == right.shape
-            if out.numel():
-                assert float((out - right).norm() / right.norm()) < 1e-5, f"{load}, rank {rank}"
+    for name, plan in made.items():
+        graph = plan.layer.said
+        weights = random_weights(graph, 0, torch.float32)
+        for load in loads:
+            said = [int(n) for n in load.split(",")]
+            for rank in range(ranks):
+                inputs = random_inputs(graph, said[rank % len(said)], rank, torch.float32)
+                (right,) = interpret(graph, inputs, weights)
+                out = torch.load(tmp_path / f"{name}.{load}.{rank}.pt")
+                assert out.shape == right.shape
+                if out.numel():
+                    assert float((out - right).norm() / right.norm()) < 1e-5, f"{name}, {load}, rank {rank}"
 
 
 @pytest.mark.distributed

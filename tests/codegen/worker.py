@@ -1,6 +1,6 @@
-"""One rank of a test: runs an emitted program on several numbers of tokens and keeps what came out.
+"""One rank of a test: runs emitted programs on several numbers of tokens and keeps what came out.
 
-torchrun ... worker.py PROGRAM OUT TOKENS:TOKENS...   (TOKENS as for --tokens)
+torchrun ... worker.py OUT TOKENS:TOKENS... PROGRAM...   (TOKENS as for --tokens)
 """
 
 import importlib.util
@@ -15,16 +15,26 @@ import torch.distributed as dist
 
 
 def main() -> None:
-    path, out, *loads = sys.argv[1:]
-    spec = importlib.util.spec_from_file_location("program", path)
-    assert spec and spec.loader
-    program = importlib.util.module_from_spec(spec)
-    sys.modules["program"] = program
-    spec.loader.exec_module(program)
+    out, loads, *paths = sys.argv[1:]
     if "RANK" in os.environ:
         dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     rank = int(os.environ.get("RANK", "0"))
-    layer_class = next(v for v in vars(program).values() if getattr(v, "__module__", "") == "program" and is_layer(v))
+    for path in map(Path, paths):
+        try:
+            run(path, rank, loads.split(":"), Path(out))
+        except Exception as error:
+            raise RuntimeError(f"{path.stem}, rank {rank}") from error
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def run(path: Path, rank: int, loads: list[str], out: Path) -> None:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    program = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = program
+    spec.loader.exec_module(program)
+    layer_class = next(v for v in vars(program).values() if getattr(v, "__module__", "") == path.stem and is_layer(v))
     layer = layer_class(device="cpu", dtype=torch.float32)
     program.fill(layer, program.source(layer, SimpleNamespace(weights=None, seed=0)))
     for load in loads:
@@ -34,9 +44,7 @@ def main() -> None:
         wide = torch.full((len(x), 2 * x.shape[1]), torch.nan)
         wide[:, ::2] = x
         layer.run.poison = True
-        torch.save(layer(wide[:, ::2]), Path(out) / f"{load}.{rank}.pt")
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        torch.save(layer(wide[:, ::2]), out / f"{path.stem}.{load}.{rank}.pt")
 
 
 def is_layer(value: object) -> bool:
