@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tiles import best, chosen, main
+from benchmarks.tiles.__main__ import main
+from benchmarks.tiles.choice import best, chosen
 from epsc.machine.profile import parse
 from epsc.machine.tiles import Tile
 
