@@ -19,7 +19,7 @@ def ranks_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int
     started: dict[int, Ranks] = {}
 
     def get(count: int) -> Ranks:
-        if count not in started:
+        if count not in started or started[count].stopped:
             started[count] = Ranks(count, tmp_path_factory.mktemp("ranks"))
         return started[count]
 

@@ -10,15 +10,19 @@ import importlib.util
 import multiprocessing as mp
 import sys
 import threading
+import time
 import traceback
 from dataclasses import dataclass, field
 from datetime import timedelta
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 LIMIT_S = 60
+SOON_S = 30
+"""So long others have once a rank has failed; what they say then is worth waiting for."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Ranks:
 
     def __init__(self, count: int, folder: Path) -> None:
         self.count = count
+        self.stopped = False
+        """Ranks of which one hung take no more jobs."""
         # Forked from a process that has loaded torch, and does nothing else: eight ranks cost hardly more than one.
         context = mp.get_context("forkserver")
         context.set_forkserver_preload(["torch", "torch.distributed", "epsc.interpret", __name__])
@@ -72,17 +78,25 @@ class Ranks:
             self.processes.append(process)
 
     def run(self, job: Job, limit: float = LIMIT_S) -> list[Result]:
-        """Results by rank. Fails with the place of every rank when one of them does not answer in time."""
+        """Results by rank. Fails with the place of every rank when one of them does not answer in time, or soon after
+        another has failed: that one may wait for it forever."""
         for pipe in self.pipes:
             pipe.send(job)
-        results = []
-        for rank, pipe in enumerate(self.pipes):
-            if not pipe.poll(limit):
-                raise AssertionError(f"rank {rank} did not finish in {limit} s; {self.places()}")
-            results.append(pipe.recv())
-        faults = [f"rank {rank}: {result.fault}" for rank, result in enumerate(results) if result.fault]
+        found: dict[int, Result] = {}
+        until = time.monotonic() + limit
+        while len(found) < self.count and (left := until - time.monotonic()) > 0:
+            waited = [pipe for rank, pipe in enumerate(self.pipes) if rank not in found]
+            for pipe in connection.wait(waited, left):
+                rank = self.pipes.index(pipe)  # type: ignore[arg-type]
+                found[rank] = self.pipes[rank].recv()
+                if found[rank].fault:
+                    until = min(until, time.monotonic() + SOON_S)
+        faults = [f"rank {rank}: {result.fault}" for rank, result in sorted(found.items()) if result.fault]
+        if silent := [str(rank) for rank in range(self.count) if rank not in found]:
+            faults.append(f"rank {' and '.join(silent)} did not finish in {limit} s; {self.places()}")
+            self.stop()
         assert not faults, "\n".join(faults)
-        return results
+        return [found[rank] for rank in range(self.count)]
 
     def places(self) -> str:
         """The step that each rank issued last."""
@@ -93,6 +107,7 @@ class Ranks:
         return "; ".join(found)
 
     def stop(self) -> None:
+        self.stopped = True
         for process in self.processes:
             process.kill()
             process.join()
