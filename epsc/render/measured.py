@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
-from statistics import median
 from typing import Any
 
 from epsc.ir.attrs import Direction, TransferAttrs
@@ -27,7 +26,7 @@ class Measured:
     name: str
     ranks: dict[int, Timeline]
     residual: float | None = None
-    """Once clocks are aligned: by how much, at most, the end of a transfer still differs between ranks, in seconds."""
+    """Where the trace says that clocks are aligned: how far two of them may be apart still, in seconds."""
 
     @property
     def clocks(self) -> str:
@@ -36,7 +35,7 @@ class Measured:
             return "one rank"
         if self.residual is None:
             return "clocks not aligned: the times of each rank count from its own first step"
-        return f"clocks aligned at the ends of transfers, up to {duration(self.residual)}"
+        return f"clocks aligned, at most {duration(self.residual)} apart"
 
 
 def is_trace(data: Any) -> bool:
@@ -59,11 +58,12 @@ def measured(name: str, text: str, schedule: Schedule | None = None) -> Measured
                 threads[int(event["pid"]), int(event["tid"])] = str(event["args"]["name"])
             elif event["ph"] == "X":
                 spans.append(_Span(str(event["name"]), int(event["pid"]), int(event.get("tid", 0)), *_times(event)))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise _bad(f"{name} holds an event that is none of a trace: {error!r}") from None
     if not spans:
         raise _bad(f"{name} holds no step that ran")
-    shifts, residual = _aligned(spans, schedule)
+    residual = _apart(data, name)
+    shifts = _shifts(spans, residual is not None)
     ranks = {}
     for rank, shift in shifts.items():
         events = [
@@ -93,33 +93,24 @@ def _times(event: Mapping[str, Any]) -> tuple[float, float]:
     return start, start + long
 
 
-def _aligned(spans: list[_Span], schedule: Schedule | None) -> tuple[dict[int, float], float | None]:
-    """What to add to the times of each rank, and what differs still.
+def _apart(data: Mapping[str, Any], name: str) -> float | None:
+    """How far the clocks of two ranks may be apart, in seconds; None if nobody aligned them."""
+    about = data.get("otherData")
+    if not isinstance(about, dict) or "apart_us" not in about:
+        return None
+    try:
+        apart = float(about["apart_us"]) * _US
+    except (TypeError, ValueError, OverflowError):
+        apart = -1.0
+    if not (isfinite(apart) and apart >= 0):
+        raise _bad(f"{name} says that clocks are {about['apart_us']!r} us apart")
+    return apart
 
-    Each rank counts from a moment of its own. But nobody leaves a collective before all have come, so its ends on all
-    ranks are about the same moment: the median over all of them says how far two clocks are apart.
-    """
+
+def _shifts(spans: list[_Span], aligned: bool) -> dict[int, float]:
+    """What to add to the times of each rank: they count from the first step of all, or of each rank on its own."""
     first = {rank: min(s.start for s in spans if s.rank == rank) for rank in sorted({s.rank for s in spans})}
-    apart = {rank: -start for rank, start in first.items()}
-    if schedule is None or len(first) < 2:
-        return apart, None
-    ends: dict[int, dict[str, float]] = {rank: {} for rank in first}
-    for span in spans:
-        if span.key in schedule.step and _collective(schedule, span.key):
-            ends[span.rank][span.key] = span.end
-    base = next(iter(first))
-    common = [key for key in ends[base] if all(key in each for each in ends.values())]
-    if not common:
-        return apart, None
-    shifts = {rank: median(ends[base][key] - each[key] for key in common) for rank, each in ends.items()}
-    late = [[each[key] + shifts[rank] for rank, each in ends.items()] for key in common]
-    origin = min(start + shifts[rank] for rank, start in first.items())
-    return {rank: shift - origin for rank, shift in shifts.items()}, max(max(each) - min(each) for each in late)
-
-
-def _collective(schedule: Schedule, key: str) -> bool:
-    info = schedule.node(schedule.step[key]).info
-    return info.collective
+    return {rank: -(min(first.values()) if aligned else start) for rank, start in first.items()}
 
 
 def _event(span: _Span, lane: str, shift: float, schedule: Schedule | None, name: str) -> Event:

@@ -41,21 +41,22 @@ def program(schedule: Schedule) -> Source:
     return Source("moe_cut.py", "\n".join(lines) + "\n")
 
 
-LATE_US = 500.0
-"""How far the clock of rank 1 is ahead in `trace`."""
+APART_US = 2.5
+"""How far the clocks of two ranks may be apart in `trace`."""
 
 
 def trace(schedule: Schedule) -> str:
-    """What the program would have written on two ranks: each step takes 10 us per index, and rank 1 one more."""
+    """What the program would have written on two ranks: each step takes 10 us per index, and rank 1 begins it earlier
+    by one."""
     lanes = [lane.name for lane in schedule.lanes]
     events: list[dict[str, Any]] = []
     for rank in (0, 1):
         for i, lane in enumerate(lanes):
             events.append({"ph": "M", "name": "thread_name", "pid": rank, "tid": i, "args": {"name": lane}})
         for i, step in enumerate(schedule.steps):
-            times = {"ts": LATE_US * rank + i * 1000.0 + 100, "dur": 10.0 * (i + 1) + rank}
+            times = {"ts": i * 1000.0 + 100 - rank, "dur": 10.0 * (i + 1) + rank}
             events.append({"ph": "X", "name": step.key, "pid": rank, "tid": lanes.index(step.lane), **times})
-    return json.dumps({"traceEvents": events})
+    return json.dumps({"otherData": {"apart_us": APART_US}, "traceEvents": events})
 
 
 def with_trace() -> Side:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from epsc.ir.schedule import Schedule
+from epsc.machine.cluster import Cluster
 from epsc.machine.simulate import simulate
 from epsc.machine.timeline import Timeline
 from epsc.render.measured import measured
@@ -43,7 +43,8 @@ Loaded = Callable[[Any], trace_processor.TraceProcessor]
 @pytest.fixture(scope="module")
 def load() -> Iterator[Loaded]:
     with browser.browser() as started:
-        yield lambda data: trace_processor.TraceProcessor(started, json.dumps(data).encode())
+        engine = trace_processor.Engine(started)
+        yield lambda data: trace_processor.TraceProcessor(engine, json.dumps(data).encode())
 
 
 def in_order(found: trace_processor.TraceProcessor, process: str) -> dict[str, list[str]]:
@@ -99,55 +100,85 @@ def test_a_run_beside_its_prediction(load: Loaded) -> None:
     assert colours["predicted"] == colours["measured"], "Perfetto colours slices by name"
 
 
+RUN = """
+import runpy, sys
+import torch.distributed as dist
+
+dist.init_process_group("gloo")
+leave = dist.destroy_process_group
+dist.init_process_group = dist.destroy_process_group = lambda *_, **__: None  # one group for all
+programs, arguments = sys.argv[1].split(","), sys.argv[2:]
+for program in programs:
+    sys.argv = [program, *arguments, "--trace", program.replace(".py", ".json")]
+    try:
+        runpy.run_path(program, run_name="__main__")
+    except SystemExit as done:
+        assert done.code == 0, f"{program}: {done.code}"
+leave()
+"""
+SKEW_S = 0.25
+"""How far the clock of each rank is ahead of the one before: as if they were on hosts of their own."""
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Schedule, Cluster, str]]:
+    """What two programs traced on two ranks: all ran in one torchrun, as most of its time is that of its start."""
+    folder = tmp_path_factory.mktemp("traced")
+    (folder / "run.py").write_text(RUN)
+    plans = {name: planned("tiny", name, ep="2") for name in ("eps", "put")}
+    for name, made in plans.items():
+        text = program_of(made).text
+        assert "time.perf_counter()" in text
+        skewed = f'(time.perf_counter() + {SKEW_S} * int(os.environ["RANK"]))'
+        (folder / f"{name}.py").write_text(text.replace("time.perf_counter()", skewed), encoding="utf-8")
+    programs = ",".join(str(folder / f"{name}.py") for name in plans)
+    done = start(2, folder / "run.py", programs, "--tokens", "33,7", "--timeout", "60")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {
+        name: (made.schedule, made.layer.cluster, (folder / f"{name}.json").read_text()) for name, made in plans.items()
+    }
+
+
 @pytest.mark.distributed
 @pytest.mark.timeout(LIMIT + 60)
-def test_what_a_program_traced(load: Loaded, tmp_path: Path) -> None:
-    made = planned("tiny", "eps", ep="2")
-    (tmp_path / "program.py").write_text(program_of(made).text, encoding="utf-8")
-    path = tmp_path / "trace.json"
-    done = start(2, tmp_path / "program.py", "--trace", str(path), "--tokens", "33,7", "--timeout", "60")
-    assert done.returncode == 0, done.stderr[-3000:]
-    text = path.read_text()
+def test_what_a_program_traced(load: Loaded, traced: dict[str, tuple[Schedule, Cluster, str]]) -> None:
+    schedule, cluster, text = traced["eps"]
     found = load(json.loads(text))
     assert found.query(FAULTS) == []
-    lane = {step.key: step.lane for step in made.schedule.steps}
-    waits = sorted((w.step, s.key) for s in made.schedule.steps for w in s.waits if lane[w.step] != s.lane)
+    lane = {step.key: step.lane for step in schedule.steps}
+    waits = sorted((w.step, s.key) for s in schedule.steps for w in s.waits if lane[w.step] != s.lane)
     for rank in (0, 1):
         name = f"rank {rank}"
-        assert in_order(found, name) == issued(made.schedule)
+        assert in_order(found, name) == issued(schedule)
         assert sorted((a, b) for at, to, a, b, _, _ in found.query(FLOWS) if at == to == name) == waits
-    timeline = simulate(made.schedule, made.layer.cluster, 33)
-    both = load(perfetto(made.schedule, timeline, measured("trace.json", text, made.schedule)))
+    run = measured("trace.json", text, schedule)
+    both = load(perfetto(schedule, simulate(schedule, cluster, 33), run))
     assert both.query(FAULTS) == []
     for rank in (0, 1):
         assert in_order(both, f"rank {rank}, measured") == in_order(both, f"rank {rank}, predicted")
-    ends = {(rank, step): ts + dur for rank, _, step, ts, dur in both.query(SLICES)}
-    apart = [
-        abs(ends["rank 0, measured", step.key] - ends["rank 1, measured", step.key])
-        for step in made.schedule.steps
-        if made.schedule.node(step).kind == "all2all"
-    ]
-    run = measured("trace.json", text, made.schedule)
     clocks = json.loads(text)["otherData"]["clocks"]
-    assert run.residual is not None and f"up to {run.residual * 1e6:.1f} us" in clocks, "the program says the same"
-    assert max(apart) <= run.residual * 1e9 + 2, "clocks are apart as far as it says"
+    assert run.residual is not None and f"at most {run.residual * 1e6:.1f} us apart" in clocks
+    times = {(rank, step): (ts, ts + dur) for rank, _, step, ts, dur in both.query(SLICES)}
+    for step in schedule.steps:
+        if schedule.node(step).kind == "all2all":
+            one, other = (times[f"rank {rank}, measured", step.key] for rank in (0, 1))
+            wrong = max(one[0] - other[1], other[0] - one[1])
+            assert wrong <= run.residual * 1e9 + 2, "nobody leaves before all have come, as far as clocks say"
 
 
 @pytest.mark.distributed
 @pytest.mark.timeout(LIMIT + 60)
-def test_signals_that_a_program_traced(load: Loaded, tmp_path: Path) -> None:
-    made = planned("tiny", "put", ep="2")
-    (tmp_path / "program.py").write_text(program_of(made).text, encoding="utf-8")
-    path = tmp_path / "trace.json"
-    done = start(2, tmp_path / "program.py", "--trace", str(path), "--tokens", "33,7", "--timeout", "60")
-    assert done.returncode == 0, done.stderr[-3000:]
-    data = json.loads(path.read_text())
-    found = load(data)
-    assert found.query(FAULTS) == [] and "its own start" in data["otherData"]["clocks"]
+def test_signals_that_a_program_traced(load: Loaded, traced: dict[str, tuple[Schedule, Cluster, str]]) -> None:
+    schedule, _, text = traced["put"]
+    found = load(json.loads(text))
+    assert found.query(FAULTS) == []
     names = ("rank 0", "rank 1")
     for name in names:
-        assert in_order(found, name) == issued(made.schedule)
-    signals = [(wait.step, step.key) for step in made.schedule.steps for wait in step.waits if wait.everywhere]
-    flows = [(at, there, a, b) for at, there, a, b, _, _ in found.query(FLOWS)]
+        assert in_order(found, name) == issued(schedule)
+    signals = [(wait.step, step.key) for step in schedule.steps for wait in step.waits if wait.everywhere]
+    drawn = found.query(FLOWS)
     wanted = [(at, there, a, b) for a, b in signals for at in names for there in names]
-    assert signals and set(wanted) <= set(flows), "from every rank to every rank"
+    assert signals and set(wanted) <= {(at, there, a, b) for at, there, a, b, _, _ in drawn}, (
+        "from every rank to every rank"
+    )
+    assert all(end <= begin + 1 for *_, end, begin in drawn), "what is waited for ends before, on any rank"

@@ -76,37 +76,47 @@ def _serve(route: Any, folder: Path) -> None:
         route.fulfill(body="<!doctype html>", content_type="text/html")
 
 
-class TraceProcessor:
-    """A trace that Perfetto has read, and what it answers to SQL."""
+class Engine:
+    """The running program. It starts for seconds, and reads one trace after another."""
 
-    def __init__(self, browser: Any, trace: bytes) -> None:
+    def __init__(self, browser: Any) -> None:
         from perfetto.trace_processor.platform import PlatformDelegate
         from perfetto.trace_processor.protos import ProtoFactory
         from perfetto.trace_processor.rpc import TraceProcessorRpc
 
         self.protos = ProtoFactory(PlatformDelegate())
         self.rpc = TraceProcessorRpc(_Pipe(browser), self.protos)
-        answer = self._do(self.protos.TraceProcessorRpc.TPM_APPEND_TRACE_DATA, append_trace_data=trace)
-        assert not answer.append_result.error, answer.append_result.error
-        answer = self._do(self.protos.TraceProcessorRpc.TPM_FINALIZE_TRACE_DATA)
-        assert not answer.finalize_data_result.error, answer.finalize_data_result.error
+        self.seq = 0
+        self.trace: TraceProcessor | None = None
 
-    def _do(self, request: int, **fields: Any) -> Any:
+    def do(self, request: int, **fields: Any) -> Any:
         stream = self.protos.TraceProcessorRpcStream()
         message = stream.msg.add(request=request, **fields)
-        message.seq = self.seq = getattr(self, "seq", 0) + 1
+        message.seq = self.seq = self.seq + 1
         self.rpc.transport.send(stream.SerializeToString())
         answer = self.protos.TraceProcessorRpc()
         answer.MergeFromString(self.rpc._read_payload())
         return answer
 
+
+class TraceProcessor:
+    """A trace that Perfetto has read, and what it answers to SQL, until it reads another."""
+
+    def __init__(self, engine: Engine, trace: bytes) -> None:
+        self.engine, kinds = engine, engine.protos.TraceProcessorRpc
+        if engine.trace:
+            engine.do(kinds.TPM_RESET_TRACE_PROCESSOR)
+        engine.trace = self
+        answer = engine.do(kinds.TPM_APPEND_TRACE_DATA, append_trace_data=trace)
+        assert not answer.append_result.error, answer.append_result.error
+        answer = engine.do(kinds.TPM_FINALIZE_TRACE_DATA)
+        assert not answer.finalize_data_result.error, answer.finalize_data_result.error
+
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         from perfetto.trace_processor.api import QueryResultIterator
 
-        found = self.rpc.execute_query(sql)
+        assert self.engine.trace is self, "it has read another trace since"
+        found = self.engine.rpc.execute_query(sql)
         assert not found.error, found.error
         names = list(found.column_names)
         return [tuple(getattr(row, name) for name in names) for row in QueryResultIterator(names, found.batch)]
-
-    def close(self) -> None:
-        self.rpc.close()
