@@ -89,15 +89,16 @@ def comment_lines(text: str) -> list[str]:
     lines = text.replace("\r\n", "\n").split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
-    return [f"#| {_visible(line)}".rstrip() for line in lines]
+    return [f"#| {visible(line)}".rstrip() for line in lines]
 
 
 def comment_line(text: str) -> str:
     """Any text as one line of a comment."""
-    return f"# {_visible(' '.join(text.split()))}"
+    return f"# {visible(' '.join(text.split()))}"
 
 
-def _visible(line: str) -> str:
+def visible(line: str) -> str:
+    """A line of a user as a comment may hold it: ASCII, and what does not print is escaped."""
     return "".join(
         char if char.isascii() and char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in line.replace("\t", "    ")

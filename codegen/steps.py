@@ -7,22 +7,25 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from epsc.codegen.lifetimes import last_uses
-from epsc.codegen.lines import Arg, Listing, call, comment
+from epsc.codegen.lines import WIDTH, Arg, Listing, call, comment
 from epsc.codegen.memory import Memory
-from epsc.codegen.names import string
+from epsc.codegen.names import string, visible
 from epsc.codegen.ops import At, Op, Ops
 from epsc.codegen.regions import Regions, columns_of, row_cut
 from epsc.ir.attrs import Direction, ExpertGemmActAttrs, RouteAttrs, SlotAttrs, TransferAttrs
 from epsc.ir.dims import Axis, Cut
-from epsc.ir.graph import Node
+from epsc.ir.graph import Node, places_of
 from epsc.ir.impls import impls_of
 from epsc.ir.kinds import Role
+from epsc.ir.places import Place, named, short_names
 from epsc.ir.schedule import HOST_LANE, Hazard, Schedule, Step
 from epsc.proof.happens import Happens
 
 _PART = re.compile(r"\bpart\b")
 _TEXTS = ("key", "comm", "module")
 """Fields of an op that hold string literals."""
+_PYTHON = WIDTH - len("        # From ")
+"""Characters of a line of the user's Python that a comment has room for."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Steps:
     signalled: frozenset[str] = field(init=False)
     """Steps that other ranks wait for."""
     last_uses: dict[int, list[str]] = field(init=False)
+    _met: dict[Place, int] = field(init=False, default_factory=dict)
+    """The step that each line of Python is first met in."""
 
     def __post_init__(self) -> None:
         steps, lane_of = self.schedule.steps, {step.key: step.lane for step in self.schedule.steps}
@@ -75,7 +80,7 @@ class Steps:
             prepare.append(f"        {name} = {expr}")
         return Block(
             impl.template,
-            tuple(self._comment(step, node, cut)),
+            tuple(self._comment(number, step, node, cut)),
             tuple(prepare),
             tuple(self._opening(step, node)),
             op,
@@ -87,8 +92,9 @@ class Steps:
         gone = self.last_uses.get(number, [])
         return [*lines, *(f"        del {name}  # {step.lane} may use its memory again" for name in gone)]
 
-    def _comment(self, step: Step, node: Node, cut: Cut | None) -> list[str]:
+    def _comment(self, number: int, step: Step, node: Node, cut: Cut | None) -> list[str]:
         lines = comment(f"{step.key}, on {step.lane}: {self._what(step, node, cut)}.", 8)
+        lines += self._python(number, node)
         for wait in step.waits:
             other = self.schedule.step[wait.step]
             why = {
@@ -104,6 +110,20 @@ class Steps:
                     last = f" to {beside[-1].key}" if len(beside) > 1 else ""
                     lines += comment(f"Free to run beside it on {lane}: {beside[0].key}{last}.", 8)
         return lines
+
+    def _python(self, number: int, node: Node) -> list[str]:
+        """The lines of Python that a step was read from: with their text where they are first met."""
+        if not node.places:
+            return []
+        short = self._short
+        first = [place for place in node.places if self._met.setdefault(place, number) == number]
+        rest = [short[place] for place in node.places if place not in first]
+        told = [visible(short[place].comment) for place in first] + ([visible(f"{named(rest)}.")] if rest else [])
+        return [f"        # From {line if len(line) <= _PYTHON else line[: _PYTHON - 4] + ' ...'}" for line in told]
+
+    @cached_property
+    def _short(self) -> dict[Place, Place]:
+        return short_names(places_of(*self.schedule.graph.nodes))
 
     @cached_property
     def _happens(self) -> Happens:

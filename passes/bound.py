@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from epsc.ir.attrs import RouteAttrs, RowsAttrs
 from epsc.ir.dims import Tensor
+from epsc.ir.places import Place
 from epsc.ir.source import Span
 
 
@@ -67,6 +68,8 @@ class Scope:
         self.used: set[str] = set()
         self.statement = ""
         """What ops built now come from: a binding, or inside a `return` the name of the call."""
+        self.places: tuple[Place, ...] = ()
+        """The Python that they come from, if a comment says so."""
 
     @contextmanager
     def inside(self, call: str) -> Iterator[None]:

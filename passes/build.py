@@ -14,6 +14,7 @@ from epsc.ir.attrs import Act
 from epsc.ir.dims import TOKENS, Dim, DType, Tensor
 from epsc.ir.errors import Faults, Note, Severity, did_you_mean
 from epsc.ir.graph import Graph
+from epsc.ir.places import Place, places_in
 from epsc.ir.spec import Binary, Bind, Broken, Call, Expr, LayerDecl, Name, Number, Return, Spec
 from epsc.passes.arguments import USAGE
 from epsc.passes.bound import Bound, Ids, Route, Rows, Scope
@@ -130,7 +131,7 @@ class _Builder(Collectives, Calls):
         size = self.numbers.whole(expr, "a size")
         return None if size is None else Dim(size)
 
-    def _layer(self, decl: LayerDecl, args: list[Bound], prefix: str) -> Bound:
+    def _layer(self, decl: LayerDecl, args: list[Bound], prefix: str, places: tuple[Place, ...] = ()) -> Bound:
         if not decl.body or isinstance(decl.body[-1], Bind):
             self.faults.add(
                 "no-return",
@@ -146,6 +147,8 @@ class _Builder(Collectives, Calls):
         result: Bound = None
         for statement in decl.body:
             scope.statement = statement.name if isinstance(statement, Bind) else "return"
+            # A place holds for the statements below it, up to the next one.
+            scope.places = places_in(statement.comments.above) or scope.places or places
             before = len(self.faults.errors)
             value = self._expr(statement.value, scope, scope.statement)
             if value is None or len(self.faults.errors) > before:
@@ -281,7 +284,7 @@ class _Builder(Collectives, Calls):
                 return None
         if not name:
             name = self._fresh(scope, want if want and want != "return" else fn)
-        return self._layer(decl, args, f"{name}.")
+        return self._layer(decl, args, f"{name}.", scope.places)
 
     def _stack(self, call: Call, scope: Scope, want: str) -> Bound:
         """stack(layer, x, n, ...): the layer n times, each with weights of its own, each reading what the last one

@@ -135,7 +135,7 @@ def _regrouped(nodes: list[Node], types: dict[str, Tensor], said: Graph, by_sour
                     ins = (value, f"{d}.arrange.index")
                     maker = said.maker[value]
                     regroup = Node(sources[value], "regroup", ins, (sources[value],), attrs)
-                    found.append(replace(regroup, origin=maker.origin, span=maker.span))
+                    found.append(replace(regroup, origin=maker.origin, span=maker.span, places=maker.places))
             node = replace(node, ins=tuple(sources.get(value, value) for value in node.ins))
         found.append(node)
     return tuple(found)

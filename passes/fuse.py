@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from epsc.ir.attrs import ActAttrs, ExpertGemmActAttrs, ExpertGemmAttrs
-from epsc.ir.graph import Graph, Node
+from epsc.ir.graph import Graph, Node, places_of
 from epsc.passes.asks import NOTHING, Asks
 from epsc.passes.questions import SUMS, name_of, why_not_persistent
 
@@ -44,7 +44,9 @@ class Fuse:
             if before is None or graph.users[node.ins[0]] != [node] or node.ins[0] in graph.results:
                 continue
             if self.sums and before.kind == "unpermute" and node.kind == "weighted_sum":
-                one = replace(node, kind="unpermute_sum", ins=(*before.ins, node.ins[1]))
+                one = replace(
+                    node, kind="unpermute_sum", ins=(*before.ins, node.ins[1]), places=places_of(before, node)
+                )
             elif self.epilogue and node.name not in asks.apart and (found := _with_epilogue(graph, before, node)):
                 one = found
             else:
@@ -72,9 +74,8 @@ class Fuse:
                 ):
                     continue
                 names = tuple(n for n in dict.fromkeys((before.origin, *before.also)) if n != node.origin)
-                joined[node.name] = replace(
-                    before, name=node.name, ins=(*before.ins, other), outs=node.outs, origin=node.origin, also=names
-                )
+                one = replace(before, name=node.name, ins=(*before.ins, other), outs=node.outs, origin=node.origin)
+                joined[node.name] = replace(one, also=names, places=places_of(before, node))
                 gone.add(before.name)
                 break
         return graph.with_nodes(tuple(joined.get(n.name, n) for n in graph.nodes if n.name not in gone))
@@ -87,5 +88,6 @@ def _with_epilogue(graph: Graph, gemm: Node, act: Node) -> Node | None:
     assert isinstance(gemm.attrs, ExpertGemmAttrs)
     attrs = ExpertGemmActAttrs.joined(gemm.attrs, act.attrs)
     one = replace(act, kind="expert_gemm_act", ins=gemm.ins, params=gemm.params, attrs=attrs)
+    one = replace(one, places=places_of(gemm, act))
     names = dict.fromkeys((gemm.origin, name_of(gemm)))
     return None if why_not_persistent(graph, one) else replace(one, also=tuple(n for n in names if n != act.origin))

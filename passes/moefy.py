@@ -8,7 +8,7 @@ from typing import ClassVar
 from epsc.ir.attrs import Act, ActAttrs, ExpertGemmAttrs, GemmAttrs, RouteAttrs, RowsAttrs
 from epsc.ir.dims import TOKENS, Dim, DType, Tensor, rows
 from epsc.ir.errors import Diagnostic, EpsError, Faults
-from epsc.ir.graph import Graph, Node, Param
+from epsc.ir.graph import Graph, Node, Param, places_of
 from epsc.ir.source import Span
 
 _SUFFIXES = ("_look", "_seen", "_router", "_sent", "_up", "_act", "_down")
@@ -79,7 +79,9 @@ class Moefy:
         nodes: list[Node] = []
         for node in graph.nodes:
             if node.name in ffns:
-                nodes += self._experts_of(ffns[node.name], graph, types, params)
+                ffn = ffns[node.name]
+                places = places_of(ffn.up, ffn.act, ffn.down)
+                nodes += (replace(made, places=places) for made in self._experts_of(ffn, graph, types, params))
             elif node.name not in gone:
                 nodes.append(node)
         return replace(graph.with_nodes(tuple(nodes), types), params=tuple(params.values()))

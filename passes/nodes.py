@@ -62,7 +62,8 @@ class Nodes:
     ) -> None:
         outs = tuple(f"{name}{suffix}" for suffix in KINDS[kind].outs)
         self.types.update(zip(outs, types, strict=True))
-        self.nodes.append(Node(name, kind, ins, outs, attrs, params, origin or scope.statement, span))
+        made = Node(name, kind, ins, outs, attrs, params, origin or scope.statement, span, places=scope.places)
+        self.nodes.append(made)
         if len(self.nodes) == MAX_NODES:
             self._too_large(span)
             self.faults.raise_if_any()

@@ -14,6 +14,8 @@ from epsc import driver
 from epsc.commands.options import compile_options, file_argument, options_of, schedule_option
 from epsc.commands.report import report
 from epsc.ir.errors import Diagnostic, EpsError
+from epsc.ir.graph import places_of
+from epsc.ir.places import named, short_names
 from epsc.ir.schedule import Schedule, Step
 from epsc.machine.cluster import Cluster, Origin
 from epsc.machine.cost import cost
@@ -92,9 +94,13 @@ def _where(timeline: Timeline) -> Iterator[str]:
 def _exposed(plan: driver.Plan, timeline: Timeline) -> Iterator[str]:
     if not timeline.transfers:
         return
+    schedule = plan.schedule
     yield f"\nwhat is exposed: {duration(timeline.exposed_transfer)} of transfers ({timeline.hidden:.0%} hidden)"
-    for found in sorted(exposures(timeline, plan.schedule), key=lambda e: -e.seconds)[:BEST]:
-        yield f"  {duration(found.seconds):>8}  {found.step}: {found.why}: {found.words}"
+    short = short_names(places_of(*schedule.graph.nodes))
+    for found in sorted(exposures(timeline, schedule), key=lambda e: -e.seconds)[:BEST]:
+        places = named(short[place] for place in schedule.node(schedule.step[found.step]).places)
+        step = f"{found.step} ({places})" if places else found.step
+        yield f"  {duration(found.seconds):>8}  {step}: {found.why}: {found.words}"
 
 
 def _plans(plan: driver.Plan, timeline: Timeline, asked: list[Candidate]) -> Iterator[str]:

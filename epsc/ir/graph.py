@@ -15,6 +15,7 @@ from epsc.ir.attrs import Attrs
 from epsc.ir.dims import Dim, Tensor
 from epsc.ir.errors import Diagnostic, EpsError, Faults
 from epsc.ir.kinds import KINDS, Kind
+from epsc.ir.places import Place
 from epsc.ir.source import Span
 from epsc.ir.text import attrs_parse, attrs_text, split
 
@@ -64,10 +65,17 @@ class Node:
     span: Span | None = field(default=None, compare=False, repr=False)
     also: tuple[str, ...] = ()
     """Other names by which schedules may speak of it: of an op that was joined into it."""
+    places: tuple[Place, ...] = field(default=(), compare=False, repr=False, metadata={"json": True})
+    """Lines of Python that it was read from, if its statement says so."""
 
     @property
     def info(self) -> Kind:
         return KINDS[self.kind]
+
+
+def places_of(*nodes: Node) -> tuple[Place, ...]:
+    """The Python that any of the nodes was read from."""
+    return tuple(dict.fromkeys(place for node in nodes for place in node.places))
 
 
 @dataclass(frozen=True)

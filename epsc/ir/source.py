@@ -62,10 +62,15 @@ class Span:
         # A line may be as long as the file, and hold what a terminal would obey.
         cut = max(0, column - 1 - _WIDTH // 2) if len(text) > _WIDTH else 0
         shown = text[cut : cut + _WIDTH]
-        shown = "".join(char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in shown)
+        shown = printable(shown, keep="\t")
         column -= cut
         width = min(width, len(shown) + 1 - column)
         # A tab takes one character of the source but several columns of a terminal: copy it into the caret line.
         indent = "".join("\t" if char == "\t" else " " for char in shown[: column - 1])
         margin = f"{line:>5} | "
         return f"{margin}{shown}\n{' ' * (len(margin) - 2)}| {indent}{'^' * max(1, width)}"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with a mark for each character that a terminal or a tool might obey."""
+    return "".join(char if char.isprintable() or char in keep else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -32,11 +32,11 @@ def perfetto(schedule: Schedule, timeline: Timeline, run: Measured | None = None
         pid = 2 * rank if run else rank
         name = f"rank {rank}, predicted" if run else f"rank {rank}"
         events += _named(pid, name, order)
-        events += [_slice(event, pid, order, "predicted") for event in timeline.events]
+        events += [_slice(event, pid, order, "predicted", schedule) for event in timeline.events]
     events += _flows(schedule, dict.fromkeys(ranks, timeline), order, 2 if run else 1, 0, "predicted")
     for rank, measured in run.ranks.items() if run else ():
         events += _named(2 * rank + 1, f"rank {rank}, measured", order)
-        events += [_slice(event, 2 * rank + 1, order, "measured") for event in measured.events]
+        events += [_slice(event, 2 * rank + 1, order, "measured", schedule) for event in measured.events]
     if run:
         events += _flows(schedule, run.ranks, order, 2, 1, "measured")
     for number, event in enumerate(e for e in events if e["ph"] == "s"):
@@ -71,7 +71,7 @@ def _us(seconds: float) -> float:
     return round(seconds * _US, 3)
 
 
-def _slice(event: Event, pid: int, order: dict[str, int], kind: str) -> dict[str, Any]:
+def _slice(event: Event, pid: int, order: dict[str, int], kind: str, schedule: Schedule) -> dict[str, Any]:
     told: dict[str, Any] = {"role": event.role.value}
     if event.impl:
         work = event.work
@@ -79,6 +79,8 @@ def _slice(event: Event, pid: int, order: dict[str, int], kind: str) -> dict[str
         told |= {"memory_bytes": round(work.hbm_bytes), "link_bytes": round(work.link_bytes)}
     if event.waited_for:
         told["waited_for"] = event.waited_for
+    if event.step in schedule.step and (places := schedule.node(schedule.step[event.step]).places):
+        told["python"] = "; ".join(place.comment for place in places)
     tid = _thread(pid, order.setdefault(event.lane, len(order)))
     times = {"ts": _us(event.start), "dur": round(_us(event.end) - _us(event.start), 3)}
     return {"ph": "X", "name": event.step, "cat": kind, "pid": pid, "tid": tid, **times, "args": told}

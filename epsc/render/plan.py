@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from types import NoneType, UnionType
@@ -53,12 +53,19 @@ def _plain(value: Any) -> Any:
         return value.value
     if is_dataclass(value) and not isinstance(value, type):
         # Fields that do not count for equality are spans: places in a file that the reader of a plan need not have.
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.compare}
+        # Lines of Python have their text with them; where there are none, nothing is said.
+        told = (f for f in fields(value) if f.compare or (_told(f) and getattr(value, f.name)))
+        return {f.name: _plain(getattr(value, f.name)) for f in told}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return value
+
+
+def _told(field: Field[Any]) -> bool:
+    """Whether a field that does not count for equality is written all the same."""
+    return bool(field.metadata.get("json"))
 
 
 def _written(value: Any, indent: int) -> str:
@@ -101,7 +108,7 @@ def _typed(kind: Any, value: Any, path: str) -> Any:
 
 
 def _object(kind: Any, value: dict[str, Any], path: str) -> Any:
-    wanted = {f.name: f for f in fields(kind) if f.compare}
+    wanted = {f.name: f for f in fields(kind) if f.compare or _told(f)}
     hints = dict(_hints(kind))
     for key in value:
         if key not in wanted:

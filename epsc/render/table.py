@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from epsc.ir.graph import Graph
+from epsc.ir.graph import Graph, places_of
+from epsc.ir.places import named, short_names
 from epsc.ir.schedule import Schedule, Step
 from epsc.ir.text import attrs_text
 from epsc.machine.balanced import region
@@ -62,6 +63,10 @@ def schedule_table(schedule: Schedule, timeline: Timeline | None = None) -> str:
         titles = [*_TITLES, "rows", "moved", "FLOP", "starts", "takes", "waits for"]
     else:
         titles = [*_TITLES, "makes", "waits for"]
+    # Only of a layer that was read from Python.
+    short = short_names(places_of(*schedule.graph.nodes))
+    if short:
+        titles.append("Python")
     rows = [
         (
             str(number),
@@ -72,6 +77,7 @@ def schedule_table(schedule: Schedule, timeline: Timeline | None = None) -> str:
             step.comm or "-",
             *(_predicted(step, timeline) if timeline else (_made(step, schedule),)),
             _waits(step),
+            *([named(short[place] for place in schedule.node(step).places) or "-"] if short else ()),
         )
         for number, step in enumerate(schedule.steps)
     ]

@@ -20,10 +20,11 @@ from epsc.grammar.trace.capture import Captured, ancestors, read_by, watch
 from epsc.grammar.trace.form import form, module_numbers
 from epsc.grammar.trace.probe import Inputs
 from epsc.grammar.trace.router import numbers_in
-from epsc.grammar.trace.spans import module_span, node_span
+from epsc.grammar.trace.spans import module_span, node_span, weight_span
 from epsc.grammar.trace.weights import Weight
 from epsc.grammar.trace.write import Places, shared_name
 from epsc.ir.errors import Diagnostic, EpsError
+from epsc.ir.source import Span
 
 PROBES = ((48, 11, 1.0), (32, 12, 0.25), (32, 13, 5.0))
 """Tokens, seed and scale of the inputs that recognition looks at."""
@@ -99,7 +100,15 @@ def lift(module: nn.Module, captured: Captured, inputs: Inputs) -> Lifted:
         node_span(node) or module_span(module),
         tuple(node_span(add) for add, _ in branches),
     )
-    return Lifted(hidden, top_k, ffn, router, tuple(found), places, tuple(notes), captured.pick)
+    lifted = Lifted(hidden, top_k, ffn, router, tuple(found), places, tuple(notes), captured.pick)
+    reads = {weight.name: _reads(module, weight) for weight in lifted.weights}
+    return replace(lifted, places=replace(places, reads=reads))
+
+
+def _reads(module: nn.Module, weight: Weight) -> tuple[Span, ...]:
+    """Where a weight is read; one of many experts is as good as all."""
+    spans = (weight_span(module, piece.names[0]) for piece in weight.pieces)
+    return tuple(dict.fromkeys(span for span in spans if span))
 
 
 def cut(captured: Captured, lifted: Lifted) -> GraphModule:

@@ -61,9 +61,19 @@ function showFacts(app) {
     element("li", {}, stepButton(app, chosen.side, other), " makes; it is done by then"))));
   if (side.users[chosen.step].length) add("waited for by", element("ul", {}, ...side.users[chosen.step].map(([other]) =>
     element("li", {}, stepButton(app, chosen.side, other)))));
+  if (step.python.length) add("Python", ...step.python.map(([file, line]) => element("div", { title: file }, `${file.split("/").pop()}, line ${line}`)));
   if (step.source) add("from", `${side.sources[step.source[0]].name}, line ${step.source[1]}`);
   if (step.code) add("emitted as", `${side.program.name}, line ${step.code}`);
   body.append(list);
+}
+
+// The lines of Python that the statement was read from: as a comment of the text names them, for no file is opened.
+function showPython(lines) {
+  document.getElementById("python-name").hidden = document.getElementById("python-body").hidden = !lines.length;
+  const files = [...new Set(lines.map(([file]) => file))];
+  document.getElementById("python-name").textContent = files.join(", ");
+  document.getElementById("python-body").replaceChildren(...lines.map(([file, line, text]) =>
+    element("div", {}, element("span", { class: "no" }, `${line}`), text || (files.length > 1 ? file : " "))));
 }
 
 // Lines of a text, those from `first` to `last` marked; all of them, or those near the marked ones.
@@ -88,6 +98,7 @@ function showTexts(app) {
   const step = app.state.selected ? side.steps[app.state.selected.step] : null;
   const place = step && step.source ? step.source : [0, 0, 0];
   const source = side.sources[place[0]];
+  showPython(step ? step.python : []);
   document.getElementById("texts").hidden = !source && !side.program;
   if (source) showText("source-name", "source-body", source, place[1], place[2], 0);
   if (side.program) {

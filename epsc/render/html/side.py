@@ -108,7 +108,7 @@ def _run_only(side: Side) -> dict[str, Any]:
     steps = [
         {"key": e.step, "node": e.node, "look": look_of(e.role).key, "lane": e.lane, "chunk": e.chunk}
         | {"kind": "", "cut": "", "comm": "", "sms": 0, "impl": "", "reads": [], "writes": [], "waits": [], "needs": []}
-        | {"source": None, "code": None}
+        | {"source": None, "python": [], "code": None}
         for e in events.values()
     ]
     return {
@@ -168,6 +168,7 @@ def _step(
         "waits": [[index[w.step], w.value, w.hazard.value, w.everywhere] for w in step.waits],
         "needs": [index[key] for key in needs],
         "source": place,
+        "python": [[each.file, each.line, each.text] for each in node.places],
         "code": lines.get(step.key),
     }
 
