@@ -19,6 +19,7 @@ from epsc.ir.spec import ScheduleDecl, Spec
 from epsc.machine.cluster import Cluster, Mesh
 from epsc.passes.asks import asks_of
 from epsc.passes.build import Draft, draft
+from epsc.passes.by_load import SERIAL, Range, ranges_of
 from epsc.passes.fits import too_large
 from epsc.passes.numbers import MOST, Numbers, cluster_settings, load_of
 from epsc.passes.pipeline import PIPELINE, Decision, Pass, Watcher, decide, lower, rewritten
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from epsc import lock
     from epsc.codegen import Program
     from epsc.passes.auto import Candidate
-
-SERIAL = ScheduleDecl("serial")
-"""What a file without schedules gets."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +170,9 @@ def _look_at_schedules(
     """Add the faults of schedules that are there whatever becomes of those of the layer and the cluster."""
     ep, sms = (cluster.mesh.ep, cluster.device.sms) if cluster else (1, MOST)
     for decl in spec.schedules:
+        if decl.by_load:
+            ranges_of(decl, spec.schedules, numbers, load_of(spec, numbers), faults)
+            continue
         try:
             asks = asks_of(decl, made.graph, numbers, made.vague, cluster.nodes if cluster else 1)
         except EpsError as error:
@@ -222,27 +223,46 @@ def sharers(source: Source, options: Options) -> int:
     return etp if isinstance(etp, int) else 1
 
 
+def named(layer: Layer, schedule: str | None = None) -> ScheduleDecl:
+    """The schedule of that name; the first of the file if there is none. Raises EpsError."""
+    if schedule is None:
+        return layer.schedules[0]
+    known = {"serial": SERIAL, **{decl.name: decl for decl in layer.schedules}}
+    if schedule not in known:
+        message = f"{layer.source.name} has no schedule `{schedule}`"
+        raise EpsError(Diagnostic("unknown-schedule", message, help=did_you_mean(schedule, known)))
+    return known[schedule]
+
+
 def plan(layer: Layer, schedule: str | None = None) -> Plan:
-    """Decide one schedule of the file (the first unless named) and prove it. Raises EpsError."""
-    named = {decl.name: decl for decl in layer.schedules}
-    if schedule is not None and schedule not in named:
-        known = {*named, "serial"}
-        if schedule != "serial":
-            raise EpsError(
-                Diagnostic(
-                    "unknown-schedule",
-                    f"{layer.source.name} has no schedule `{schedule}`",
-                    help=did_you_mean(schedule, known),
-                )
-            )
-        named["serial"] = SERIAL
-    decl = named[schedule] if schedule else layer.schedules[0]
-    cluster, options = layer.cluster, layer.options
+    """Decide one schedule of the file (the first unless named) and prove it. Raises EpsError, also for one that has
+    several plans by load: `plans` makes those."""
+    decl = named(layer, schedule)
+    ranges = ranges_in(layer, decl)
+    low, high = layer.load
+    if len(ranges) > 1 or (decl.by_tokens and low < high):
+        message = f"`{decl.name}` has plans by load, for {low} .. {high} tokens, and this takes one plan"
+        raise EpsError(Diagnostic("several-plans", message, decl.span, help="-D tokens=N takes the plan for that load"))
+    return plan_range(layer, ranges[0])
+
+
+def ranges_in(layer: Layer, decl: ScheduleDecl) -> tuple[Range, ...]:
+    """Which schedule `decl` takes at which load. Raises EpsError."""
+    faults = Faults()
+    found = ranges_of(decl, layer.schedules, layer.numbers.telling(faults), layer.load, faults)
+    faults.raise_if_any()
+    return found
+
+
+def plan_range(layer: Layer, part: Range) -> Plan:
+    """Decide the schedule of a range of load, and prove it. Raises EpsError."""
+    layer = replace(layer, load=part.load)
+    cluster, options, decl = layer.cluster, layer.options, part.decl
     if decl.auto:
         # Neither is needed to prove what is written down.
         from epsc import lock  # noqa: PLC0415
 
-        if kept := lock.find(lock.path_of(layer.source), _key(layer)):
+        if kept := lock.find(lock.path_of(layer.source), key_of(layer)):
             return plan_as(layer, replace(kept.decl, name=decl.name))
         from epsc.passes.auto import search  # noqa: PLC0415 - the simulator is not needed to prove what is written down
 
@@ -258,7 +278,8 @@ def plan_as(layer: Layer, decl: ScheduleDecl) -> Plan:
     return Plan(layer, decision.schedule, decision.warnings)
 
 
-def _key(layer: Layer) -> lock.Key:
+def key_of(layer: Layer) -> lock.Key:
+    """What a measurement of this layer at its highest load is kept by."""
     from epsc import lock  # noqa: PLC0415 - as above
 
     return lock.Key.of(layer.said, layer.cluster.device.name, layer.cluster.mesh.ep, layer.load[1])
@@ -303,7 +324,10 @@ def check(source: Source, options: Options | None = None) -> tuple[Layer, list[P
         if layer is None or decl.auto:
             continue
         try:
-            plans.append(plan(layer, decl.name))
+            if decl.by_load:  # the schedules that it takes are proven as they stand in the file
+                ranges_in(layer, decl)
+            else:
+                plans.append(plan(layer, decl.name))
         except EpsError as error:
             faults.diagnostics += [d for d in error.diagnostics if d not in faults.diagnostics]
     faults.raise_if_any()

@@ -18,6 +18,7 @@ from epsc.ir.spec import (
     Beside,
     Bind,
     Broken,
+    ByLoad,
     ClusterDecl,
     Comments,
     Dedup,
@@ -131,11 +132,17 @@ class Builder:
             return None
         return ScheduleDecl(word(name), directives, False, span, comments, end)
 
-    def _auto(self, tree: Node, span: Span) -> ScheduleDecl | None:
-        name, comments = tree.children[0], self._comments.of(span.end)
+    def _choice(self, tree: Node, span: Span) -> ScheduleDecl | None:
+        name, first, *rest = tree.children
+        comments = self._comments.of(span.end)
         if not isinstance(name, Token) or name.kind != "NAME":
             return None
-        return ScheduleDecl(word(name), auto=True, span=span, comments=comments)
+        made = ScheduleDecl(word(name), span=span, comments=comments)
+        by_tokens = bool(rest) and rest[0].kind == "by_tokens"
+        if first.kind == "AUTO" and (by_tokens or not rest):
+            return replace(made, auto=True, by_tokens=by_tokens)
+        names = tuple(Name(word(part), self._span(part)) for part in (first, *rest[1::2]))
+        return replace(made, by_load=ByLoad(names, tuple(map(self._when, rest[::2]))))
 
     def _block(self, tree: Node, span: Span, build: Callable[[Node, Span], Statement | None]) -> _Block[Statement]:
         """The statements between the braces, the comments of the item, and those above its `}`."""

@@ -29,7 +29,8 @@ _FORMS = {
     "TOKENS": "a load reads `tokens LEAST .. MOST`; for one size, say it twice",
     "CLUSTER": "a cluster reads `cluster NAME { NAME = VALUE ... }`",
     "LAYER": "a layer reads `layer NAME(x: bf16[tokens, 5120], ...) { ... }`",
-    "SCHEDULE": "a schedule reads `schedule NAME { ... }` or `schedule NAME = auto`",
+    "SCHEDULE": "a schedule reads `schedule NAME { ... }`, `schedule NAME = auto` or, by load,"
+    " `schedule NAME = NAME when tokens <= NUMBER else NAME`",
     "RETURN": "a return reads `return EXPRESSION`",
     "SPLIT": "a split reads `split NAMES by AXIS into COUNT`",
     "USE": "a choice reads `use IMPL for NAMES` or `use IMPL for NAMES when METRIC < NUMBER else IMPL`",
@@ -79,6 +80,9 @@ def expectation(accepted: set[str], before: str, at_start: bool) -> str:
     elif {"NAME", "RBRACE"} <= rest:
         parts.append("a setting (`name = ...`)")
         rest.remove("NAME")
+    if {"NAME", "AUTO"} <= rest:
+        parts.append("the name of a schedule")
+        rest.remove("NAME")
     if "NAME" in rest:
         parts.append(_NAME_AFTER.get(before, "a name"))
         rest.remove("NAME")
@@ -105,7 +109,7 @@ def way_out(token: Token | None, before: str, accepted: set[str], words: list[st
     cause = _known_cause(token, before, accepted) if token else None
     if cause:
         return cause
-    if "ELSE" in accepted:
+    if "ELSE" in accepted and "USE" in words:
         return "say what holds otherwise: `use grouped for h when rows < 2048 else dense`"
     if "COLON" in accepted:
         return "an argument reads `x: bf16[tokens, 5120]`"

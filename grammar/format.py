@@ -10,6 +10,7 @@ from epsc.ir.spec import (
     Before,
     Beside,
     Bind,
+    ByLoad,
     ClusterDecl,
     Comments,
     Dedup,
@@ -20,6 +21,7 @@ from epsc.ir.spec import (
     Let,
     Load,
     LocalReduce,
+    Name,
     Offload,
     On,
     OverlapNone,
@@ -33,6 +35,7 @@ from epsc.ir.spec import (
     Split,
     Target,
     Use,
+    When,
 )
 
 
@@ -115,7 +118,12 @@ def _item(item: Item) -> list[_Line]:
         case LayerDecl():
             return _block(_layer_head(item), _statements(item.body), item.comments, item.end_comments)
         case ScheduleDecl(auto=True):
-            return _commented(item.comments, f"schedule {item.name} = auto")
+            return _commented(item.comments, f"schedule {item.name} = auto{' by tokens' if item.by_tokens else ''}")
+        case ScheduleDecl(by_load=ByLoad(names, whens)):
+            first, *others = names
+            text = f"schedule {item.name} = {first.name}{_choices(whens, others)}"
+            wrapped_text = text if len(text) <= WIDTH else text.replace(" else ", f"\n{' ' * INDENT}else ")
+            return _commented(item.comments, wrapped_text)
         case ScheduleDecl():
             lines = [line for each in item.directives for line in _commented(each.comments, _directive(each), INDENT)]
             return _block(f"schedule {item.name}", lines, item.comments, item.end_comments)
@@ -196,11 +204,15 @@ def _directive(directive: Directive) -> str:
 
 def _use(use: Use) -> str:
     first, *others = use.impls
+    return f"use {first.name} for {_names(use.targets)}{_choices(use.whens, others)}"
+
+
+def _choices(whens: Sequence[When], others: Sequence[Name]) -> str:
     choices = (
-        f" when {when.metric} {when.op} {flat(when.value)} else {impl.name}"
-        for when, impl in zip(use.whens, others, strict=True)
+        f" when {when.metric} {when.op} {flat(when.value)} else {other.name}"
+        for when, other in zip(whens, others, strict=True)
     )
-    return f"use {first.name} for {_names(use.targets)}{''.join(choices)}"
+    return "".join(choices)
 
 
 def _names(targets: Sequence[Target]) -> str:

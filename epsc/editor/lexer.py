@@ -49,7 +49,16 @@ class EpsLexer(RegexLexer):  # type: ignore[misc]
         ],
         "schedule head": [
             (r"\{", Punctuation, ("#pop", "schedule")),
-            (r"auto\b", Keyword, "#pop"),
+            (r"(=)(\s*)(auto)\b", bygroups(Operator, Text, Keyword), ("#pop", "choice")),
+            (rf"(=)(\s*)({_NAME})", bygroups(Operator, Text, Name.Class), ("#pop", "choice")),
+            *_COMMON,
+            (r"", Text, "#pop"),
+        ],
+        "choice": [
+            (r"(by|when)(\s+)(tokens)\b", bygroups(Keyword.Reserved, Text, Keyword)),
+            (r"(else)(\s+)(auto)\b", bygroups(Keyword.Reserved, Text, Keyword)),
+            (rf"(else)(\s+)({_NAME})", bygroups(Keyword.Reserved, Text, Name.Class)),
+            (rf"(<=|//|[-+*/<(])(\s*)({_NAME})", bygroups(Operator, Text, Name)),
             *_COMMON,
             (r"", Text, "#pop"),
         ],

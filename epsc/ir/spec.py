@@ -312,8 +312,19 @@ Directive = Split | Use | Dedup | LocalReduce | Room | Offload | Reserve | Besid
 
 
 @dataclass(frozen=True)
+class ByLoad:
+    """`decode when tokens <= 64 else one_sided when tokens <= 2048 else auto`: which schedule is taken at which load.
+
+    `names` and `whens` interleave as in `Use`; with one name there is no `when`.
+    """
+
+    names: tuple[Name, ...]
+    whens: tuple[When, ...] = ()
+
+
+@dataclass(frozen=True)
 class ScheduleDecl:
-    """`schedule eps { directives }`, or `schedule best = auto`."""
+    """`schedule eps { directives }`, `schedule best = auto`, or one that takes others by load."""
 
     name: str
     directives: tuple[Directive, ...] = ()
@@ -321,6 +332,9 @@ class ScheduleDecl:
     span: Span | None = _span()
     comments: Comments = _NO_COMMENTS
     end_comments: tuple[str, ...] = ()
+    by_load: ByLoad | None = None
+    by_tokens: bool = False
+    """Of `auto`: it also finds the ranges of load that have a plan each."""
 
 
 Item = Let | Preset | Load | ClusterDecl | LayerDecl | ScheduleDecl

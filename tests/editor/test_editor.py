@@ -47,6 +47,8 @@ cluster box { ep = 2 }
 tokens 1 .. 2
 schedule cut { split by by tokens into groups use dense for by when rows < 1.5 else grouped }
 schedule best = auto
+schedule serving = decode when tokens <= five // 2 else auto
+schedule found = auto by tokens
 """
     found = lexed(text)
     for kind, piece in [
@@ -67,6 +69,9 @@ schedule best = auto
         (Keyword.Reserved, "when"),
         (Number.Float, "1.5"),
         (Keyword, "auto"),
+        (Name.Class, "decode"),
+        (Name, "five"),
+        (Keyword.Reserved, "else"),
     ]:
         assert (kind, piece) in found
 

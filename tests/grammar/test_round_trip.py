@@ -16,6 +16,7 @@ from epsc.ir.spec import (
     Beside,
     Binary,
     Bind,
+    ByLoad,
     Call,
     ClusterDecl,
     Comments,
@@ -79,9 +80,22 @@ end_comments = st.one_of(st.just(()), tuples(comment_texts, most=2))
 targets = tuples(names.map(Target), least=1)
 
 
+whens_of = st.builds(When, names, st.sampled_from(["<", "<=", ">", ">="]), expressions)
+
+
+@st.composite
+def by_load(draw: st.DrawFn) -> ScheduleDecl:
+    whens = draw(tuples(whens_of, most=3))
+    taken = draw(tuples(names.map(Name), least=len(whens) + 1, most=len(whens) + 1))
+    choice = ByLoad(taken, whens)
+    if taken == (Name("auto"),):  # that is a schedule of its own
+        return ScheduleDecl(draw(names), auto=True, comments=draw(comments))
+    return ScheduleDecl(draw(names), comments=draw(comments), by_load=choice)
+
+
 @st.composite
 def uses(draw: st.DrawFn) -> Use:
-    whens = draw(tuples(st.builds(When, names, st.sampled_from(["<", "<=", ">", ">="]), expressions), most=2))
+    whens = draw(tuples(whens_of, most=2))
     impls = draw(tuples(names.map(Name), least=len(whens) + 1, most=len(whens) + 1))
     return Use(impls, whens, draw(targets), comments=draw(comments))
 
@@ -112,7 +126,8 @@ items: st.SearchStrategy[Item] = st.one_of(
     commented(ClusterDecl, names, tuples(commented(Setting, names, expressions))),
     st.builds(LayerDecl, names, tuples(args), tuples(statements), comments=comments, end_comments=end_comments),
     st.builds(ScheduleDecl, names, tuples(directives), comments=comments, end_comments=end_comments),
-    commented(ScheduleDecl, names, st.just(()), st.just(True)),
+    st.builds(ScheduleDecl, names, auto=st.just(True), comments=comments, by_tokens=st.booleans()),
+    by_load(),
 )
 specs = st.builds(
     Spec,
