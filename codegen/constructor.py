@@ -40,6 +40,14 @@ def given_modules(graph: Graph) -> dict[str, int]:
     return {attrs.module: graph.types[node.outs[0]].shape[1].scale for node, attrs in calls}
 
 
+def two_level(schedule: Schedule) -> tuple[int, int] | None:
+    """Nodes, and ranks of each, where some rows go within nodes and then between them; else nothing."""
+    if not any("two_level" in step.impl.names for step in schedule.steps):
+        return None
+    mesh = schedule.mesh_of("inter")
+    return mesh.size("inter"), mesh.size("intra")
+
+
 def _by_device(scope: Scope) -> list[str]:
     """What the device alone decides."""
     lines = [line for text, name in scope.by_device.items() for line in assign(f"self.{name}", text, 8)]
@@ -70,6 +78,10 @@ def _comms(schedule: Schedule) -> list[str]:
         return []
     items = tuple(f"{string(name)}: {count}" for name, count in sms.items())
     if schedule.meshes:
+        for comm in {step.comm: None for step in schedule.steps if "two_level" in step.impl.names}:
+            # Two of its own, in whose names no lane's can end.
+            axes |= {f"{comm}.{axis}": axis for axis in ("intra", "inter")}
+            sms |= {f"{comm}.{axis}": sms[comm] for axis in ("intra", "inter")}
         over = {name: (schedule.mesh_of(axis), axis) for name, axis in axes.items()}
         items = tuple(
             f"{string(name)}: ({sms[name]}, {mesh.stride(axis)}, {mesh.size(axis)})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from epsc.codegen.constructor import constructor, given_modules
+from epsc.codegen.constructor import constructor, given_modules, two_level
 from epsc.codegen.functions import Function, activation_function, route_function
 from epsc.codegen.gemms import Gemms
 from epsc.codegen.head import declared_lines, docstring, input_lines, shape_text, weight_lines
@@ -81,6 +81,7 @@ def context(
         "etp": schedule.mesh_of("etp").size("etp"),
         "world": "RANKS" if schedule.meshes else "EP",
         "ranks": "1 rank" if schedule.ranks == 1 else f"{schedule.ranks} ranks",
+        "two_level": two_level(schedule),
         "load": load,
         "one_sided": bool(scope.slots),
         "selective": variants.selective,

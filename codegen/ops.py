@@ -101,6 +101,10 @@ class Ops:
         leaving = f"{self.regions.dispatch(at.node)}.layout.counts"
         return {"layout": self._layout_of(at.node), "leaving": self.regions.variable(leaving)}
 
+    def _pass_counts(self, at: At) -> Op:
+        out, counts = (self.regions.variable(value) for value in (at.node.outs[0], at.node.ins[0]))
+        return {"out": out, "counts": counts, "layout": self._layout_of(at.node), **self._transfer(at.step)}
+
     def _gather_counts(self, at: At) -> Op:
         out, counts = (self.regions.variable(value) for value in (at.node.outs[0], at.node.ins[0]))
         return {"out": out, "counts": counts, **self._fetched(at), **self._transfer(at.step)}
@@ -116,8 +120,7 @@ class Ops:
         return {
             "out": self.regions.sizes(self.regions.dispatch(at.node)),
             "layout": self._layout_of(at.node),
-            "leaving": self.regions.variable(at.node.ins[0]),
-            "arriving": self.regions.variable(at.node.ins[1]),
+            "counts": tuple(map(self.regions.variable, at.node.ins)),
         }
 
     def _arrange(self, at: At) -> Op:
@@ -192,13 +195,13 @@ class Ops:
         rows = self.regions.read(at.step, at.step.reads[0])
         if there and at.cut is None and self.regions.selective(self.regions.dispatch(at.node)):
             rows = f"{rows}[part.leave]"  # behind them lie copies that are not sent
-        return {
-            "out": self.regions.write(at.step, at.step.writes[0]).expr,
-            "rows": rows,
-            "out_splits": "part.arrive_splits" if there else "part.leave_splits",
-            "splits": "part.leave_splits" if there else "part.arrive_splits",
-            **self._transfer(at.step),
-        }
+        out = self.regions.write(at.step, at.step.writes[0]).expr
+        splits = ("part.leave_splits", "part.arrive_splits")
+        args = [out, rows, *(splits[::-1] if there else splits)]
+        if "two_level" in at.step.impl.names:
+            args += ["part.through", string(at.step.comm), f"home={not there}"]
+            return {"function": "self.transport.two_level", "args": tuple(args)}
+        return {"function": "self.transport.all_to_all", "args": (*args, string(at.step.comm))}
 
     def _index(self, at: At) -> str:
         index = self.regions.variable(at.node.ins[1])
@@ -406,6 +409,7 @@ _OPS: dict[str, Callable[[Ops, At], Op]] = {
     "own_rows": Ops._own_rows,
     "pick_rows": Ops._pick_rows,
     "place_rows": Ops._place_rows,
+    "pass_counts": Ops._pass_counts,
     "gather_counts": Ops._gather_counts,
     "all_gather_rows": Ops._rows_of_ranks,
     "reduce_scatter_rows": Ops._rows_of_ranks,

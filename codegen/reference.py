@@ -30,7 +30,7 @@ _SAME = frozenset(
 _NOTHING = frozenset(
     [
         *("weight_copy", "layout", "exchange", "sizes", "arrange", "count", "locate", "aim", "fetch", "own_rows"),
-        "gather_counts",
+        *("gather_counts", "pass_counts"),
     ]
 )
 

@@ -16,7 +16,7 @@ from epsc.ir.schedule import Buffer, Layout, Ref, Schedule, Step
 _OF_DISPATCH = frozenset(
     {
         *("exchange", "sizes", "arrange", "permute", "all2all", "ungroup", "regroup"),
-        *("fetch", "own_rows", "pick_rows", "gather_counts", "all_gather_rows", "reduce_scatter_rows"),
+        *("pass_counts", "fetch", "own_rows", "pick_rows", "gather_counts", "all_gather_rows", "reduce_scatter_rows"),
     }
 )
 """Kinds that belong to the dispatch whose layout they read."""

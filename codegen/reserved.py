@@ -20,7 +20,7 @@ FILE = _words("""
     sum_over_copies sum_copies_kernel
     expand expand_kernel put_sums_to_ranks put_sums_kernel sum_over_ranks sum_ranks_kernel
     Run Lane Step Host Transport nccl_options Part Sizes Layout ByExpert ByToken ByPeer Local
-    holder SAME_TOKENS RANKS ETP Shared own_columns
+    holder SAME_TOKENS RANKS ETP NODES NODE_RANKS turned Shared own_columns
     view expect by_tokens length keep router_logits identity rows_or_zero own_weights weighted_sum put_rows sort_rows
     triton tl TensorDescriptor jit columns_at_once TRITON check_triton
     copy_ranks copy_ranks_kernel count_copies_kernel larger ordered value_of place_of

@@ -205,6 +205,7 @@ def _source(cut: Cut) -> str:
 _WHAT = {
     "layout": "where each copy of a token goes",
     "exchange": "every rank learns how many rows it gets",
+    "pass_counts": "every rank learns how many rows pass through it on their way to other nodes",
     "sizes": "the host learns the counts; it waits for the device here, and nowhere else",
     "permute": "a copy of each token for each of its experts, in sending order",
     "arrange": "where each row that arrives belongs",

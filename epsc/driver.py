@@ -174,7 +174,8 @@ def _look_at_schedules(
             ranges_of(decl, spec.schedules, numbers, load_of(spec, numbers), faults)
             continue
         try:
-            asks = asks_of(decl, made.graph, numbers, made.vague, cluster.nodes if cluster else 1)
+            nodes, node_ranks = (cluster.nodes, cluster.node_ranks) if cluster else (1, 1)
+            asks = asks_of(decl, made.graph, numbers, made.vague, nodes, node_ranks)
         except EpsError as error:
             faults.diagnostics += [d for d in error.diagnostics if d not in faults.diagnostics]
             continue
@@ -185,7 +186,8 @@ def _look_at_schedules(
 def lowered(layer: Layer, decl: ScheduleDecl) -> Graph:
     """The graph that `decl` decides on: transports that it chooses are ops of their own, and so are the activations
     that it speaks of. Who watches is shown all passes of every plan. Raises EpsError for what no lowering can give."""
-    asks = asks_of(decl, layer.said, layer.numbers, nodes=layer.cluster.nodes)
+    cluster = layer.cluster
+    asks = asks_of(decl, layer.said, layer.numbers, nodes=cluster.nodes, node_ranks=cluster.node_ranks)
     watch = layer.options.watch
     return lower(layer.said, layer.options.pipeline, watch, asks) if asks or watch else layer.graph
 
@@ -306,7 +308,7 @@ def _decide(layer: Layer, decl: ScheduleDecl) -> Decision:
     graph, mesh, device = lowered(layer, decl), layer.cluster.mesh, layer.cluster.device
     wishes = resolve(decl, graph, layer.numbers, mesh.ep, device.sms, faults)
     faults.raise_if_any()
-    context = Context(wishes, mesh.ep, device.sms, device, mesh.tables)
+    context = Context(wishes, mesh.ep, device.sms, device, layer.cluster.tables)
     decision = decide(graph, context, layer.options.pipeline, layer.options.watch)
     large = too_large(decision.schedule, device, layer.load[1], decl.span)
     return replace(decision, warnings=(*decision.warnings, large)) if large else decision

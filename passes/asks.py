@@ -46,26 +46,33 @@ class Asks:
     either (other than the one that has both), or asks one thing of the activation and another of the gemm."""
     slots: dict[str, int] = field(default_factory=dict)
     """Expert gemm -> the slots that its weight goes through, which stays in the memory of the host."""
+    by_node: frozenset[str] = frozenset()
+    """Dispatches whose rows, or those of whose combine, go in two levels: within nodes, and between them."""
     by_source: frozenset[str] = frozenset()
     """Dispatches that are cut by peer, and what is cut so behind them: it runs on rows as they come from each rank."""
     lost: frozenset[str] = frozenset()
     """Of a layer with faults: dispatches (as it names them) that are to be one-sided, whose combine the faults took."""
 
     def __bool__(self) -> bool:
-        return bool(self.transports or self.apart or self.slots or self.by_source)
+        return bool(self.transports or self.apart or self.slots or self.by_node or self.by_source)
 
 
 NOTHING = Asks()
 
 
 def asks_of(
-    decl: ScheduleDecl, said: Graph, numbers: Numbers, vague: frozenset[str] = frozenset(), nodes: int = 1
+    decl: ScheduleDecl,
+    said: Graph,
+    numbers: Numbers,
+    vague: frozenset[str] = frozenset(),
+    nodes: int = 1,
+    node_ranks: int = 1,
 ) -> Asks:
     """What `decl` chooses of the dispatches, combines and experts of `said`, the graph as the layer says it.
 
-    Raises EpsError for what no transport can do, or none between `nodes`, and for a pair of which only one half is
-    one-sided: where it is not decided which ops there are, nobody can say what the other directives mean. Of a graph
-    with faults `vague` are the names whose ops may not all be there.
+    Raises EpsError for what no transport can do, or none on `nodes` of `node_ranks` ranks each, and for a pair of which
+    only one half is one-sided: where it is not decided which ops there are, nobody can say what the other directives
+    mean. Of a graph with faults `vague` are the names whose ops may not all be there.
     """
     faults = Faults()
     numbers = numbers.telling(faults)
@@ -79,6 +86,7 @@ def asks_of(
             transport.span,
             help="let rows travel by an all2all: leave `use put` and `use copy` out",
         )
+    by_node = _by_node(decl, said, nodes, node_ranks, faults)
     rooms = _rooms(decl, said, transports, numbers, vague, faults)
     slots = _slots(decl, said, transports, numbers, vague, faults)
     faults.raise_if_any()
@@ -88,7 +96,8 @@ def asks_of(
     copies = frozenset(name for name in chosen if chosen[name] == "put" and name not in found.wants)
     rooms = {name: room for name, room in rooms.items() if name in chosen}
     gone = frozenset(said.node[name].origin for name in lost)
-    return Asks(chosen, copies, rooms, _apart(decl, said), slots, _by_source(decl, said, chosen), gone)
+    by_source = _by_source(decl, said, chosen)
+    return Asks(chosen, copies, rooms, _apart(decl, said), slots, by_node, by_source, gone)
 
 
 def _homes(said: Graph) -> dict[str, list[Node]]:
@@ -281,7 +290,7 @@ def _choose(
     for node in _named(use.targets, moves):
         chosen = _Transport(use.impls[0].name, use.span)
         before, others = (transports, collectives) if one_sided else (collectives, transports)
-        if not one_sided and not names & {"nccl", "gloo"}:
+        if not one_sided and not names & {"nccl", "gloo", "two_level"}:
             continue  # of the experts, or of the sum, of the same statement
         if first := others.get(node.name) or (transports.get(node.name) if one_sided else None):
             faults.add(
@@ -364,6 +373,40 @@ def _check_reserve(reserve: Reserve, moves: list[Node], transports: dict[str, _T
                     target.span,
                     help=f"leave `{node.origin}` out of the `reserve`",
                 )
+
+
+def _by_node(decl: ScheduleDecl, said: Graph, nodes: int, node_ranks: int, faults: Faults) -> frozenset[str]:
+    """See `Asks.by_node`. Adds a fault where there are not two levels, or where rows do not take both."""
+    moves = [node for node in needed(said) if node.kind in ONE_SIDED]
+    homes = _homes(said)
+    by_peer = {
+        t.name for each in decl.directives if isinstance(each, Split) and each.axis is Axis.PEER for t in each.targets
+    }
+    found: set[str] = set()
+    for use in decl.directives:
+        if not isinstance(use, Use) or not any(impl.name == "two_level" for impl in use.impls):
+            continue
+        for node in _named(use.targets, moves):
+            attrs = node.attrs
+            assert isinstance(attrs, RowsAttrs)
+            cannot = f"`two_level` cannot carry `{node.origin}`: "
+            if nodes == 1 or node_ranks == 1:
+                has = "one node" if nodes == 1 else f"{nodes} nodes of one rank each"
+                why = f"it goes within nodes and between them, and the cluster has {has}"
+                way = "say how many `nodes` the cluster has, several ranks on each; or leave out the `use`"
+                faults.add("needs", cannot + why, use.span, help=way)
+            elif attrs.etp > 1:
+                why = "the ranks of a node share experts, and rows go on to them already"
+                faults.add("needs", cannot + why, use.span, help="leave out the `use`, or set etp to 1")
+            elif node.origin in by_peer:
+                why = "cut by peer, a piece goes to one rank, on one way"
+                faults.add("needs", cannot + why, use.span, help="leave out the `use`, or cut it otherwise")
+            elif use.whens:
+                why = "all ranks send on one way, and a number that each has of its own cannot choose it"
+                way = f"`use two_level for {node.origin}`, or a schedule for each"
+                faults.add("transport-by-load", cannot + why, use.span, help=way)
+            found |= {node.name} if node.kind == "dispatch" else {d for d, ways in homes.items() if node in ways}
+    return frozenset(found)
 
 
 def _by_source(decl: ScheduleDecl, said: Graph, transports: Collection[str]) -> frozenset[str]:

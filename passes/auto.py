@@ -219,15 +219,30 @@ def search(
     """
     asked: list[Candidate] = []
     one_sided = cluster.device.backend == "cuda" and cluster.nodes == 1 and cluster.mesh.ep > 1
-    for decl in candidates(graph, cluster.mesh.ep, cluster.device, TRANSPORTS if one_sided else TRANSPORTS[:1]):
+
+    def ask(decl: ScheduleDecl) -> None:
         try:
             schedule = scheduled(decl, said, graph, numbers, cluster, pipeline)
         except EpsError as error:
             if decl.name == "serial" or any(d.message.startswith("after pass") for d in error.diagnostics):
                 raise
-            continue  # the layer cannot have this one, as it could not if a user wrote it
+            return  # the layer cannot have this one, as it could not if a user wrote it
         asked.append(Candidate(decl, schedule, *fastest(schedule, cluster, load, most)))
+
+    for decl in candidates(graph, cluster.mesh.ep, cluster.device, TRANSPORTS if one_sided else TRANSPORTS[:1]):
+        ask(decl)
+    for decl in _in_two_levels(best_of(asked), cluster):
+        ask(decl)
     return best_of(asked), asked
+
+
+def _in_two_levels(best: Candidate, cluster: Cluster) -> list[ScheduleDecl]:
+    """The best plan with its rows sent within nodes and between them, where there are both: it sends to fewer ranks."""
+    moved = _Names.of(best.schedule.graph).moved
+    if cluster.nodes == 1 or not moved:
+        return []
+    use = Use((Name("two_level"),), (), _targets(moved))
+    return [ScheduleDecl(f"two_level_{best.decl.name}", (*best.decl.directives, use))]
 
 
 def fastest(schedule: Schedule, cluster: Cluster, load: int, most: int | None = None) -> tuple[float, bool]:
@@ -263,11 +278,11 @@ def scheduled(
 ) -> Schedule:
     """What the passes make of `decl`, up to its waits, unproven. Raises EpsError when the layer cannot have it."""
     faults = Faults()
-    asks = asks_of(decl, said, numbers, nodes=cluster.nodes)
+    asks = asks_of(decl, said, numbers, nodes=cluster.nodes, node_ranks=cluster.node_ranks)
     lowered = lower(said, pipeline, asks=asks) if asks else graph
     wishes = resolve(decl, lowered, numbers, cluster.mesh.ep, cluster.device.sms, faults)
     faults.raise_if_any()
-    context = Context(wishes, cluster.mesh.ep, cluster.device.sms, cluster.device, cluster.mesh.tables)
+    context = Context(wishes, cluster.mesh.ep, cluster.device.sms, cluster.device, cluster.tables)
     schedule: Schedule | None = None
     for each in pipeline:
         if isinstance(each, Moefy | Canonicalise | Fuse) or (schedule and schedule.stage >= Stage.SYNCED):

@@ -38,6 +38,7 @@ class Canonicalise:
                                     back.all2all  = all2all(back.ungroup)
                                     back.unpermute = unpermute(back.all2all) copies in token order
                                     back          = weighted_sum(copies, r.weights)
+        in two levels        -->    sent.passing  = pass_counts(counts)      and how many pass through this rank
         ranks share experts  -->    sent.counts   = gather_counts(exchange)  what comes to all of them
                                     sent.gather   = all_gather_rows(sent.all2all)
                                     back.scatter  = reduce_scatter_rows(back.ungroup)
@@ -75,7 +76,8 @@ class Canonicalise:
                     nodes += _one_sided_combine(node, types, places, node.name in asks.copies)
             elif node.kind == "dispatch":
                 straight = any(user.name in asks.by_source for user in graph.users[node.name])
-                nodes += _dispatch(node, types, straight and node.name in asks.by_source)
+                by_source = straight and node.name in asks.by_source
+                nodes += _dispatch(node, types, by_source, node.name in asks.by_node)
                 ends[node.name] = f"{node.name}.arrange.ends"
             elif node.kind == "combine":
                 nodes += _combine(node, types)
@@ -141,8 +143,9 @@ def _regrouped(nodes: list[Node], types: dict[str, Tensor], said: Graph, by_sour
     return tuple(found)
 
 
-def _dispatch(node: Node, types: dict[str, Tensor], by_source: bool) -> list[Node]:
-    """`by_source`: what reads the rows takes them as they come."""
+def _dispatch(node: Node, types: dict[str, Tensor], by_source: bool, by_node: bool) -> list[Node]:
+    """`by_source`: what reads the rows takes them as they come; `by_node`: they, or those that go home, pass through
+    other ranks."""
     assert isinstance(node.attrs, RowsAttrs)
     d, attrs = node.name, node.attrs
     x, experts = node.ins
@@ -162,19 +165,22 @@ def _dispatch(node: Node, types: dict[str, Tensor], by_source: bool) -> list[Nod
     shared = attrs.etp > 1
     gets = Tensor(row_type.dtype, (Dim(1, f"gets({d})"), row_type.shape[1])) if shared else row_type
     arriving = f"{d}.counts" if shared else f"{d}.exchange"
+    known = (f"{d}.layout.counts", arriving, *((f"{d}.passing",) if by_node else ()))
     first = [
         op(".layout", "layout", (experts,), {".order": copies, ".place": copies, ".counts": counts}),
         op(".exchange", "exchange", (f"{d}.layout.counts",), {"": counts}, transfer),
+        op(".passing", "pass_counts", (f"{d}.layout.counts",), {"": counts}, replace(transfer, mesh="intra")),
         op(".counts", "gather_counts", (f"{d}.exchange",), {"": counts}, together),
         op(".permute", "permute", (x, f"{d}.layout.order"), {"": send_type}),
         op(
             ".sizes",
             "sizes",
-            (f"{d}.layout.counts", arriving),
-            {"": Tensor(DType.INT64, (Dim(2 * attrs.experts),))},
+            known,
+            {"": Tensor(DType.INT64, (Dim(len(known) * attrs.experts),))},
         ),
     ]
-    first = first if shared else [node for node in first if node.kind != "gather_counts"]
+    wanted = {"gather_counts": shared, "pass_counts": by_node}
+    first = [node for node in first if wanted.get(node.kind, True)]
     arrange = op(
         ".arrange",
         "arrange",

@@ -46,7 +46,9 @@ class Choose:
             steps.append(Step(node.name, choice, reads, tuple(map(Ref, node.outs))))
         faults.raise_if_any()
         # Where ops speak of ep alone, which is all ranks, there is no table to look at.
-        meshed = any(getattr(node.attrs, "mesh", "ep") != "ep" for node in graph.nodes)
+        spoken = {getattr(node.attrs, "mesh", "ep") for node in graph.nodes}
+        by_node = spoken & {"inter", "intra"}
+        meshes = tuple(mesh for mesh in context.meshes if by_node or mesh.name != "nodes")
         return Schedule(
             context.wishes.name,
             graph,
@@ -54,7 +56,7 @@ class Choose:
             context.chip_sms,
             Stage.CHOSEN,
             tuple(steps),
-            meshes=context.meshes if meshed else (),
+            meshes=() if spoken <= {"ep"} else meshes,
         )
 
     def _default(self, graph: Graph, node: Node, context: Context) -> Choice:

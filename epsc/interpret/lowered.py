@@ -40,9 +40,9 @@ def exchange(_: TransferAttrs, counts: Tensor) -> Tensor:
     return counts
 
 
-def sizes(_: RowsAttrs, sent: Tensor, received: Tensor) -> Tensor:
-    """Counts of rows sent, then of rows received: int64[2*experts] on the host."""
-    return torch.cat([sent.flatten(), received.flatten()]).cpu()
+def sizes(_: RowsAttrs, *counts: Tensor) -> Tensor:
+    """Counts of rows sent, of rows received, and of rows that pass through, if any do: one after the other."""
+    return torch.cat([each.flatten() for each in counts]).cpu()
 
 
 def permute(a: RowsAttrs, x: Tensor, order: Tensor) -> Tensor:
@@ -50,9 +50,9 @@ def permute(a: RowsAttrs, x: Tensor, order: Tensor) -> Tensor:
     return x[order // a.top_k]
 
 
-def all2all(_: TransferAttrs, rows: Tensor, sizes: Tensor) -> Tensor:
+def all2all(a: TransferAttrs, rows: Tensor, sizes: Tensor) -> Tensor:
     """Rows between ranks: at world size 1 they stay. Those behind the last that is sent do not count."""
-    return rows[: int(sizes.view(2, -1)[0].sum())]
+    return rows[: int(sizes[: a.experts].sum())]
 
 
 def arrange(a: RowsAttrs, received: Tensor, _sizes: Tensor) -> tuple[Tensor, Tensor]:

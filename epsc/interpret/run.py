@@ -65,6 +65,7 @@ _OPS: dict[str, Callable[..., object]] = {
     "weight_copy": lowered.weight_copy,
     "layout": lowered.layout,
     "exchange": lowered.exchange,
+    "pass_counts": lowered.exchange,
     "sizes": lowered.sizes,
     "permute": lowered.permute,
     "all2all": lowered.all2all,

@@ -63,6 +63,8 @@ class Cost:
     """A launch more reads what the product wrote, and makes the activation of it."""
     bias_after: bool = False
     """A bias is added to what the product wrote, in launches of their own."""
+    two_level: bool = False
+    """Rows go within the node first and then between nodes, or the other way, and are put in order before either."""
     triton: bool = False
     """Its launches on CUDA are Triton's, which take the host longer than torch's."""
 
@@ -192,6 +194,15 @@ IMPLS: tuple[Impl, ...] = (
         "all2all",
     ),
     Impl(
+        "two_level",
+        "all2all",
+        "two of them, by NCCL or gloo: within the node, and between the ranks of one place in each node",
+        Needs(),
+        frozenset({Resource.SMS, Resource.INTRA_LINK, Resource.INTER_LINK}),
+        Cost(Bound.LINK, 0.65, launches=4, two_level=True),
+        "all2all_two_level",
+    ),
+    Impl(
         "nccl",
         "exchange",
         "counts over NCCL",
@@ -212,6 +223,7 @@ IMPLS: tuple[Impl, ...] = (
     *_collectives("all_gather_rows"),
     *_collectives("reduce_scatter_rows"),
     *_collectives("gather_counts", Bound.LATENCY),
+    *_collectives("pass_counts", Bound.LATENCY),
     *_collectives("all_reduce"),
     *_collectives("all_gather"),
     *_collectives("reduce_scatter"),

@@ -128,6 +128,13 @@ KINDS: dict[str, Kind] = _table(
     ),
     Kind("exchange", "counts -> counts of the rows that come", Role.TRANSFER, TransferAttrs, _BATCH),
     Kind(
+        "pass_counts",
+        "counts -> counts of the rows that pass through this rank, from its node to the ranks of its place in each",
+        Role.TRANSFER,
+        TransferAttrs,
+        _BATCH,
+    ),
+    Kind(
         "sizes",
         "both counts -> the same on the host: the only host synchronisation",
         Role.HOST,

@@ -77,6 +77,12 @@ class Cluster:
         """Ranks of one node."""
         return self.ranks // self.nodes
 
+    @property
+    def tables(self) -> tuple[DeviceMesh, ...]:
+        """The meshes, and where there are several nodes the ranks by these: `intra` within one, `inter` between."""
+        nodes = DeviceMesh("nodes", (("inter", self.nodes), ("intra", self.node_ranks)))
+        return (*self.mesh.tables, nodes) if self.nodes > 1 else self.mesh.tables
+
     @staticmethod
     def make(
         name: str,

@@ -15,7 +15,7 @@ from epsc.ir.kinds import Role
 from epsc.ir.schedule import Schedule, Step
 from epsc.machine.balanced import group_experts, region
 from epsc.machine.cluster import Cluster, Device
-from epsc.machine.roofline import latency, least, ratio, rows_pass
+from epsc.machine.roofline import floor_of, latency, least, ratio, rows_pass
 from epsc.machine.work import Work, matrix, picked, work
 
 Costs = Callable[[Schedule, Step, Cluster, int], float]
@@ -32,13 +32,21 @@ class Priced:
     impl: Impl
     work: Work
     seconds: float
+    floor: float = 0.0
+    """Of these, what a transfer takes that moves nothing."""
 
 
 def price(schedule: Schedule, step: Step, cluster: Cluster, load: int, most: int | None = None) -> Priced:
     """What `step` does and takes alone, once started, when every rank has `load` tokens, of at most `most`."""
     impl = picked(schedule, step, load, cluster.device.backend)
     done = work(schedule, step, load, cluster.device.backend, impl, most)
-    return Priced(impl, done, _seconds(schedule, step, cluster, impl, done))
+    device, floor = cluster.device, 0.0
+    if schedule.node(step).info.role is Role.TRANSFER:
+        floor = floor_of(device, impl.kind, impl.name)
+        if Resource.HOST_LINK not in impl.occupies:
+            levels, away = reach(schedule, step, cluster, impl)
+            floor = levels * floor + device.peer_s * away
+    return Priced(impl, done, _seconds(schedule, step, cluster, impl, done), floor)
 
 
 def cost(schedule: Schedule, step: Step, cluster: Cluster, load: int) -> float:
@@ -57,7 +65,7 @@ def _seconds(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, done:
         # All of it stays on the rank (there is one, or it is the cut of peer 0): that is a copy.
         return device.kernel_s + done.hbm_bytes / (device.hbm_bytes_per_s * _LOCAL_SHARE)
     if role is Role.TRANSFER and impl.cost.bound is Bound.LATENCY:
-        return latency(device, impl.kind, impl.name)
+        return latency(device, impl.kind, impl.name) + device.peer_s * reach(schedule, step, cluster, impl)[1]
     at = coordinates(schedule, step, cluster, impl, done)
     attrs = schedule.node(step).attrs
     if isinstance(attrs, CallAttrs):
@@ -78,8 +86,11 @@ def coordinates(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, do
     info = schedule.node(step).info
     if info.role is Role.TRANSFER:
         near, ranks = group(schedule, step, cluster)
-        outside = done.link_bytes * (ranks - near) / max(1, ranks - 1)
-        at |= {"mb": done.link_bytes / 1e6, "outside": outside / 1e6, "ranks": ranks}
+        levels, away = reach(schedule, step, cluster, impl)
+        # In two levels all that is for other nodes goes to one rank of each, and the rest to the ranks of this one.
+        share = 1 - near / ranks
+        outside = done.link_bytes * (share / (share + 1 - 1 / near) if levels > 1 else away / max(1, ranks - 1))
+        at |= {"mb": done.link_bytes / 1e6, "outside": outside / 1e6, "ranks": ranks, "away": away, "levels": levels}
         if info.one_sided and Resource.SMS in impl.occupies:
             at["moved"] = done.hbm_bytes / 1e6
         return at
@@ -99,6 +110,12 @@ def group(schedule: Schedule, step: Step, cluster: Cluster) -> tuple[int, int]:
     mesh = schedule.mesh_of(attrs.mesh)
     ranks = mesh.size(attrs.mesh)
     return max(1, min(ranks, cluster.node_ranks // mesh.stride(attrs.mesh))), ranks
+
+
+def reach(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl) -> tuple[int, int]:
+    """In how many levels a transfer goes, and to how many ranks of other nodes."""
+    near, ranks = group(schedule, step, cluster)
+    return (2, ranks // near - 1) if impl.cost.two_level else (1, ranks - near)
 
 
 def besides_bytes(done: Work) -> float:

@@ -53,6 +53,8 @@ class Device:
     memory_sms: int
     """SMs with which a memory-bound kernel reaches its full rate."""
     origin: Origin
+    peer_s: float = 0.0
+    """What each rank of another node that a rank sends to adds to the time of a collective."""
     memory_bytes: int = 0
     """Memory of the device, for weights and rows; 0: not known."""
     capability: tuple[int, int] = (0, 0)

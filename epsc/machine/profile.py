@@ -45,6 +45,7 @@ SECTIONS: dict[str, dict[str, tuple[str, float]]] = {
         "kernel_us": ("kernel_s", 1e-6),
         "event_us": ("event_s", 1e-6),
         "transfer_us": ("transfer_floor_s", 1e-6),
+        "peer_us": ("peer_s", 1e-6),
         "host_sync_us": ("host_sync_s", 1e-6),
         "signal_us": ("signal_s", 1e-6),
         "triton_us": ("triton_s", 1e-6),
@@ -52,7 +53,7 @@ SECTIONS: dict[str, dict[str, tuple[str, float]]] = {
     },
 }
 """Section -> key, which ends in its unit -> field of Device, and the unit."""
-_MAY_LACK = ("triton_us", "graph_us", "memory_gb")
+_MAY_LACK = ("peer_us", "triton_us", "graph_us", "memory_gb")
 _CHIP_MORE = ("backend", "capability", "tile")
 _HEAD = ("device", "ranks", "nodes", "measured", "origin", "base")
 _NAME = re.compile(r"([a-z]\w*?)x(\d+)(?:_nodes(\d+))?")

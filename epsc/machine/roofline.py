@@ -68,15 +68,18 @@ def rows_pass(device: Device, at: Point, launches: int = 1) -> Least:
 
 
 def transfer(device: Device, at: Point, floor: float, copies: bool = False) -> Least:
-    """Sends `mb` megabytes to other ranks, `outside` of them to other nodes; by copy engines, or by SMs, which
-    for a one-sided transfer read and write `moved` megabytes of memory."""
+    """Sends `mb` megabytes to other ranks, `outside` of them to `away` ranks of other nodes; by copy engines, or by
+    SMs, which for a one-sided transfer read and write `moved` megabytes of memory. With `levels` 2 to ranks of the node
+    first and then to others, or the other way; else to both at once."""
     line = device.copy_bytes_per_s if copies else device.intra_bytes_per_s * _of(at, device.transfer_sms)
     outside = at.get("outside", 0.0)
     inside = at["mb"] - outside
+    near, far = inside * 1e6 / line, outside * 1e6 / device.inter_bytes_per_s
+    levels = at.get("levels", 1)
     return Least(
-        floor=floor,
+        floor=levels * floor + device.peer_s * at.get("away", 0),
         memory=at.get("moved", 0.0) * 1e6 / (device.hbm_bytes_per_s * _of(at, device.memory_sms)),
-        link=max(inside * 1e6 / line, outside * 1e6 / device.inter_bytes_per_s),
+        link=near + far if levels > 1 else max(near, far),
     )
 
 

@@ -45,7 +45,6 @@ from epsc.ir.schedule import HOST_LANE, Schedule, Stage, Step
 from epsc.machine.balanced import size
 from epsc.machine.cluster import Cluster
 from epsc.machine.cost import Costs, Priced, demand, group, issue, price
-from epsc.machine.roofline import floor_of
 from epsc.machine.timeline import Event, Timeline
 from epsc.machine.work import Work
 
@@ -201,7 +200,7 @@ class _Run:
                 self.room.setdefault(name, 1)
             if self.costs:
                 seconds = self.costs(self.schedule, step, self.cluster, self.load)
-            floor = floor_of(self.cluster.device, impl.kind, impl.name)
+            floor = priced.floor
             self.jobs[step.key] = _Job(
                 index,
                 step,

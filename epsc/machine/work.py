@@ -46,11 +46,12 @@ class Work:
     weight_bytes: float = 0.0
     """The part of `hbm_bytes` that are weights."""
     padding_bytes: float = 0.0
-    """The part of `hbm_bytes` that copies rows to padded places and back, in launches of their own."""
+    """The part of `hbm_bytes` that copies rows to padded places and back, or puts them in order, in launches of their
+    own."""
     after_bytes: float = 0.0
     """Read and written by a bias or an activation in launches of their own; not part of `hbm_bytes`."""
     link_bytes: float = 0.0
-    """Rows that leave for another rank; as many come in."""
+    """Rows that leave for another rank, those that pass through this one too; as many come in."""
     host_bytes: float = 0.0
     """Weights that come from the memory of the host."""
     launches: int = 0
@@ -83,6 +84,12 @@ def sent_bytes(schedule: Schedule, step: Step, reads: float, writes: float) -> f
         return writes * remote_share(schedule, step)
     ranks = schedule.mesh_of(node.attrs.mesh).size(node.attrs.mesh)
     return _RINGS[node.kind] * max(reads, writes) * (ranks - 1) / ranks
+
+
+def _both_levels(schedule: Schedule) -> float:
+    """How often a row travels that goes within its node and then to another: it may stay where it is either time."""
+    mesh = schedule.mesh_of("inter")
+    return 2 - 1 / mesh.size("intra") - 1 / mesh.size("inter")
 
 
 _RINGS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_gather_rows": 1, "reduce_scatter_rows": 1}
@@ -149,8 +156,10 @@ def work(
         moved = writes * (1 + getattr(node.attrs, "top_k", 1))
     if node.info.role is Role.TRANSFER:
         link = sent_bytes(schedule, step, reads, writes)
+        if impl.cost.two_level:
+            link, padding = writes * _both_levels(schedule), 4 * writes
         # A collective moves what it writes; one that gathers or sums what it sends reads that.
-        moved = writes + (reads if node.info.one_sided else writes)
+        moved = writes + (reads if node.info.one_sided else writes) + padding
     return Work(flops, moved, weights, padding, after, link, 0.0, launches, rows, chosen)
 
 

@@ -101,11 +101,28 @@ def _check_layouts(schedule: Schedule) -> Iterator[tuple[Step, Node, str]]:
             layout = schedule.layout.get(dispatch)
             if layout is None or not _in_pieces(step.cuts, layout, schedule.ep):
                 yield step, node, f"moves pieces that rows do not lie in: {layout or 'no layout'}"
+        if "two_level" in step.impl.names and (why := _one_level(schedule, step, node)):
+            yield step, node, why
         one_source = schedule.ep == 1 or [(cut.axis, cut.count) for cut in step.cuts] == [(Axis.PEER, schedule.ep)]
         if node.kind in ("expert_gemm", "expert_gemm_act") and not one_source and by_source(graph, node.ins[0]):
             yield step, node, "takes rows of several ranks by expert, but they lie by rank"
         if any(cut.axis is Axis.PEER for cut in step.cuts) and not one_source:
             yield step, node, f"is cut by peer into other pieces than one for each of {schedule.ep} ranks"
+
+
+def _one_level(schedule: Schedule, step: Step, node: Node) -> str:
+    """Why rows cannot go within nodes and between them; nothing if they can."""
+    if len(step.impl.names) > 1:
+        return "goes in two levels or not, by what one rank knows: others would wait for it for ever"
+    if any(cut.axis is Axis.PEER for cut in step.cuts):
+        return "is cut by peer: each piece goes to one rank, on one way"
+    if not any("intra" in dict(mesh.axes) for mesh in schedule.meshes):
+        return "goes within nodes and between them, but there is no mesh of nodes"
+    known = schedule.graph.maker.get(node.ins[-1])
+    makers = [schedule.graph.maker.get(value) for value in known.ins] if known else []
+    if not any(maker and maker.kind == "pass_counts" for maker in makers):
+        return "passes rows through other ranks, to which nobody tells how many"
+    return ""
 
 
 def _in_pieces(cuts: Cuts, layout: Layout, ep: int) -> bool:

@@ -1,9 +1,11 @@
 """The cost model against what was measured on H200, and against arithmetic done by hand."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from epsc import driver
 from epsc.ir.errors import EpsError
 from epsc.ir.impls import Choice
 from epsc.ir.schedule import Stage, Step
@@ -146,8 +148,39 @@ def test_rows_for_other_nodes_take_the_slow_link() -> None:
     assert bytes_out > 134e6
     slope = (134e6 / 252e9 - 65e-6) / (134e6 / 450e9)
     slow = bytes_out * 8 / 15 / device.inter_bytes_per_s * slope
-    assert cost(schedule, step, two, 4096) == pytest.approx(device.transfer_floor_s + slow)
-    assert device.transfer_floor_s > one.device.transfer_floor_s
+    floor = device.transfer_floor_s + 8 * device.peer_s
+    assert cost(schedule, step, two, 4096) == pytest.approx(floor + slow)
+    assert device.peer_s > 0 and one.device.peer_s == 0
+
+
+def test_in_two_levels_rows_take_both_links_and_go_to_fewer_ranks() -> None:
+    cluster = Cluster.make("far", "h100", 256, nodes=32)
+    device = cluster.device
+    schedule = replace(eps(1, ep=256), meshes=cluster.tables)
+    straight = schedule.step["sent.all2all"]
+    step = replace(straight, impl=Choice("two_level"))
+    done, sent = work(schedule, step, 1024), work(schedule, straight, 1024).link_bytes * 256 / 255
+    near, far = sent * 7 / 8, sent * 31 / 32
+    assert done.link_bytes == pytest.approx(near + far)
+    # 31 ranks of other nodes, not 248; at the share of the links' rates that the table of implementations says.
+    floor = 2 * device.transfer_floor_s + 31 * device.peer_s
+    links = (near / device.intra_bytes_per_s + far / device.inter_bytes_per_s) / 0.65
+    order = 4 * sent / device.hbm_bytes_per_s
+    assert cost(schedule, step, cluster, 1024) == pytest.approx(floor + links + order)
+    few = (cost(schedule, each, cluster, 16) for each in (step, straight))
+    assert next(few) < next(few), "with few rows it is the number of ranks that counts"
+
+
+def test_auto_sends_in_two_levels_where_that_is_faster() -> None:
+    """With many nodes and few tokens; not with two nodes, where the second transfer costs more than it saves."""
+    path = Path(__file__).parents[2] / "examples" / "deepseek_v3.eps"
+    found = {}
+    for ep, nodes in ((256, 32), (16, 2)):
+        given = {"ep": str(ep), "nodes": str(nodes), "device": "h100", "tokens": "128"}
+        plan = driver.plan(driver.understand(driver.read(path), driver.Options(given)), "best")
+        found[ep] = {name for step in plan.schedule.steps for name in step.impl.names}
+        assert any(each.decl.name.startswith("two_level_") for each in plan.considered)
+    assert "two_level" in found[256] and "two_level" not in found[16]
 
 
 def test_the_load_picks_the_implementation() -> None:

@@ -59,6 +59,21 @@ def test_tutel() -> None:
     assert Happens.of(made).beside("h[tokens:0/4]", "sent.all2all[tokens:3/4]")
 
 
+def test_tutel_in_two_levels() -> None:
+    """The same order; rows of both ways go within nodes, and between the ranks of one place in each."""
+    made = planned("tutel_two_level", "two_level")
+    place = {step.key: i for i, step in enumerate(made.steps)}
+    moves = [step for step in made.steps if made.node(step).kind == "all2all"]
+    assert {step.node for step in moves} == {"sent.all2all", "back.all2all"} and len(moves) == 4
+    assert {(str(step.impl), step.lane) for step in moves} == {("two_level", "transfer")}
+    assert place["sent.all2all[tokens:1/2]"] < place["back.all2all[tokens:0/2]"]
+    assert made.mesh_of("intra").groups("intra")[1] == list(range(8, 16))
+    assert made.mesh_of("inter").groups("inter")[1] == list(range(1, 64, 8))
+    # The host stops once, for all counts: what passes through is known when it does.
+    assert made.graph.node["sent.sizes"].ins == ("sent.layout.counts", "sent.exchange", "sent.passing")
+    assert not [step for step in planned("tutel_two_level", "linear").steps if "two_level" in step.impl.names]
+
+
 def test_read_me() -> None:
     """No router in the layer: rows are on their way before anything else, and nothing is waited for to send them."""
     made = planned("read_me")

@@ -17,6 +17,7 @@ LIMIT = 1e-5
 MESHES = {
     "parm_s1": {"ep": "4"},
     "fsmoe": {"ep": "2", "nodes": "2"},
+    "tutel_two_level": {"ep": "4", "nodes": "2"},
     "parallel_folding": {"ep": "2", "tp": "2"},
 }
 """Of papers about meshes: small ones, on 4 ranks."""
