@@ -87,7 +87,7 @@ def context(
         "selective": variants.selective,
         "offloads": any(node.info.from_host for node in graph.nodes),
         "identities": any(node.kind == "identity" for node in graph.nodes),
-        "one_sided_kinds": {node.kind for node in graph.nodes} & set(ONE_SIDED),
+        "one_sided_kinds": {node.kind for node in graph.nodes} & {*ONE_SIDED, "expert_gemm_put"},
         "groups": gemms.groups,
         "collective": any(step.comm for step in schedule.steps),
         "collective_kinds": {node.kind for node in graph.nodes},

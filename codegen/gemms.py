@@ -23,7 +23,11 @@ FUNCTIONS = {
     "grouped": "grouped_gemm",
     "dense": "dense_gemm",
     "batched": "batched_gemm",
+    "direct": "direct_gemm",
 }
+
+_PLAIN = {"persistent": "expert_product", "direct": "direct_product"}
+"""Implementations by persistent kernels -> the function of the one without an activation."""
 
 _KNOWN = {
     Metric.ROWS: "part.rows",
@@ -79,6 +83,7 @@ class Gemms:
             for name in step.impl.names
             if name != "persistent" or not isinstance(self.schedule.node(step).attrs, ExpertGemmActAttrs)
         }
+        names |= {"grouped"} if "direct" in names else set()  # what that does on CPU
         return [name for name in FUNCTIONS if name in names]
 
     @cached_property
@@ -94,7 +99,7 @@ class Gemms:
     @cached_property
     def products(self) -> dict[str, ActAttrs | None]:
         """The persistent kernels that the program holds: function -> the activation in its epilogue."""
-        plain: dict[str, ActAttrs | None] = {"expert_product": None} if "persistent" in self.used else {}
+        plain: dict[str, ActAttrs | None] = {product: None for impl, product in _PLAIN.items() if impl in self.used}
         return plain | {self._product(act): act for name, act in self._joined if name == "persistent"}
 
     def _product(self, act: ActAttrs) -> str:
@@ -105,11 +110,12 @@ class Gemms:
     def cuts(self, product: str) -> Cuts:
         """How a persistent kernel is cut, for every shape of weights that the program gives it."""
         act, found = self.products[product], {}
+        impl = "direct" if product == _PLAIN["direct"] else "persistent"
         for step in self._steps:
             node = self.schedule.node(step)
             assert isinstance(node.attrs, ExpertGemmAttrs)
             own = node.attrs.act if isinstance(node.attrs, ExpertGemmActAttrs) else None
-            if "persistent" in step.impl.names and own == act:
+            if impl in step.impl.names and own == act:
                 out, deep = node.attrs.out, self.schedule.graph.types[node.ins[0]].shape[1].scale
                 found[out, deep] = tiles_for(self.device.tiles if self.device else (), out, deep, act is not None)
         return found
@@ -156,7 +162,7 @@ class Gemms:
     @cached_property
     def turned(self) -> bool:
         """Whether the weights of some persistent product lie as [in, out]."""
-        nodes = (self.schedule.node(step) for step in self._steps if "persistent" in step.impl.names)
+        nodes = (self.schedule.node(step) for step in self._steps if {*_PLAIN} & {*step.impl.names})
         return any(isinstance(node.attrs, ExpertGemmAttrs) and node.attrs.transposed for node in nodes)
 
     @cached_property

@@ -16,6 +16,9 @@ from epsc.ir.dims import DType
 from epsc.ir.graph import Graph, Node
 from epsc.ir.schedule import Schedule
 
+BRING_HOME = ("put_sums", "put_back", "expert_gemm_put")
+"""Kinds that store rows at the rank of their tokens."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -57,7 +60,7 @@ def pairs(graph: Graph) -> list[Pair]:
             continue
         attrs = place_of(graph, node.name).attrs
         assert isinstance(attrs, PlaceAttrs)
-        sums = [n for n in graph.nodes if n.kind in ("put_sums", "put_back") and dispatch_of(graph, n) == node.name]
+        sums = [n for n in graph.nodes if n.kind in BRING_HOME and dispatch_of(graph, n) == node.name]
         if len(sums) != 1:
             raise refuse(f"`{node.name}` has {len(sums)} combines, where a program can have one")
         row = graph.types[node.outs[0]]
@@ -71,7 +74,7 @@ def pairs(graph: Graph) -> list[Pair]:
                 graph.types[sums[0].outs[0]].shape[1].scale,
                 row.dtype,
                 node.kind == "put_copies",
-                sums[0].kind == "put_back",
+                sums[0].kind != "put_sums",
                 attrs.room,
             )
         )
@@ -85,6 +88,8 @@ def dispatch_of(graph: Graph, node: Node) -> str:
             return node.name
         case "put_sums" | "put_back":
             return dispatch_of(graph, graph.maker[node.ins[1]])
+        case "expert_gemm_put":
+            return dispatch_of(graph, graph.maker[node.ins[2]])
         case "sum_ranks" | "sum_copies":
             return dispatch_of(graph, graph.maker[node.ins[0]])
     return node.name.rpartition(".")[0]

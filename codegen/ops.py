@@ -252,9 +252,12 @@ class Ops:
             ends = f"self.{self.regions.slots[dispatch]}.counted({ends}, part)"
         args += ["part", ends]
         target = self.regions.write(at.step, at.step.writes[0])
-        if not self.gemms.own_result(at.step):
+        if at.node.kind == "expert_gemm_put":
+            args.insert(0, self._slots(at.node))
+            args.append(self.regions.variable(at.node.ins[2]))
+        elif not self.gemms.own_result(at.step):
             args.append(target.expr)
-        result = {} if at.node.kind == "expert_gemm_act" else _result(target)
+        result = _result(target) if at.node.kind == "expert_gemm" else {}
         return {"choose": self.gemms.choice(at.step), "key": string(at.step.key), "args": tuple(args), **result}
 
     def _weight_copy(self, at: At) -> Op:
@@ -423,6 +426,7 @@ _OPS: dict[str, Callable[[Ops, At], Op]] = {
     "ungroup": Ops._ungroup,
     "expert_gemm": Ops._expert_gemm,
     "expert_gemm_act": Ops._expert_gemm,
+    "expert_gemm_put": Ops._expert_gemm,
     "weight_copy": Ops._weight_copy,
     "gemm": Ops._gemm,
     "activation": Ops._activation,

@@ -179,6 +179,7 @@ _WRITERS: dict[str, Callable[[Reference, Node], list[str]]] = {
     "put_copies": Reference._permute,
     "expert_gemm": Reference._expert_gemm,
     "expert_gemm_act": Reference._expert_gemm_act,
+    "expert_gemm_put": Reference._expert_gemm,
     "gemm": Reference._gemm,
     "activation": Reference._activation,
     "add": Reference._elementwise,

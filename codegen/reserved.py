@@ -17,7 +17,8 @@ FILE = _words("""
     NUMBERS symm_mem wide power_of_2 wide_columns many_programs
     signal_kernel wait_kernel tell tell_kernel put_rows_to_ranks put_rows_kernel locate locate_kernel
     starts_kernel aim aim_kernel put_copies_to_ranks put_copies_kernel put_back_to_ranks put_back_kernel
-    sum_over_copies sum_copies_kernel
+    sum_over_copies sum_copies_kernel homes homes_kernel direct_gemm
+    direct_product direct_product_kernel direct_product_tiles DIRECT_PRODUCT_TILES
     expand expand_kernel put_sums_to_ranks put_sums_kernel sum_over_ranks sum_ranks_kernel
     Run Lane Step Host Transport nccl_options Part Sizes Layout ByExpert ByToken ByPeer Local
     holder SAME_TOKENS RANKS ETP NODES NODE_RANKS turned Shared own_columns

@@ -136,6 +136,8 @@ class Steps:
     def _what(self, step: Step, node: Node, cut: Cut | None) -> str:
         if node.kind == "expert_gemm":
             return f"{self._experts(node, cut)} on their rows{self._columns(step, node)}, by {step.impl}"
+        if node.kind == "expert_gemm_put":
+            return f"{self._experts(node, cut)} on their rows, each of which goes home as it is made"
         if isinstance(node.attrs, ExpertGemmActAttrs):
             return f"{self._experts(node, cut)} on their rows, and {node.attrs.fn} of that, by {step.impl}"
         if isinstance(node.attrs, SlotAttrs):

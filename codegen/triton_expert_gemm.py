@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from epsc.codegen.lines import WIDTH
 from epsc.codegen.triton_kernels import activation_lines, rendered
@@ -15,18 +15,26 @@ Cuts = Mapping[tuple[int, int], Mapping[int, Tile]]
 
 
 def expert_gemm(
-    name: str, attrs: ActAttrs | None = None, cuts: Cuts | None = None, *, bias: bool = False, turned: bool = False
+    name: str,
+    attrs: ActAttrs | None = None,
+    cuts: Cuts | None = None,
+    *,
+    bias: bool = False,
+    turned: bool = False,
+    home: bool = False,
 ) -> str:
     """`name(rows, weight, ends, out, programs=0, tile=None, expected=0)`: each expert on its rows, then the gated
     activation of `attrs`, cut as `cuts` say. With `bias` it takes one of those too, or None; with `turned`,
-    also weights that lie as [in, out]."""
-    form = _form(attrs)
+    also weights that lie as [in, out]; with `home`, instead of `out`, the address that each row of the result goes to.
+    """
+    form = _HOME if home else _form(attrs)
     return rendered(
         "triton_expert_gemm.jinja",
         name=name,
         form=form,
         bias=bias,
         turned=turned,
+        home=home,
         activation=activation_lines(attrs) if attrs else [],
         table=f"{name.upper()}_TILES",
         cuts=_cut_lines(cuts or {(1, 1): DEFAULT}),
@@ -100,6 +108,11 @@ def _form(attrs: ActAttrs | None) -> _Form:
             "at += tl.arange(0, COLUMNS) // OUT_COLUMNS * WIDTH",
         ),
     )
+
+
+_HOME = replace(
+    _form(None), doc="The rows of each expert times its weight, summed in fp32, and each stored where it is wanted."
+)
 
 
 def _cut_lines(cuts: Cuts) -> list[str]:

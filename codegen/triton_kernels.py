@@ -87,7 +87,17 @@ def copy_ranks() -> str:
     return rendered("triton_copy_ranks.jinja")
 
 
-ONE_SIDED = ("put_rows", "aim", "put_copies", "expand", "put_sums", "put_back", "sum_copies", "sum_ranks")
+ONE_SIDED = (
+    "put_rows",
+    "aim",
+    "put_copies",
+    "expand",
+    "put_sums",
+    "put_back",
+    "expert_gemm_put",
+    "sum_copies",
+    "sum_ranks",
+)
 """Kinds of ops whose kernels a program has only if it has such an op. It always signals, tells and locates."""
 
 

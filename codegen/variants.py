@@ -69,10 +69,11 @@ class Variants:
     def needs(self) -> dict[str, tuple[tuple[str, ...], bool]]:
         """Lines of the plan that launch kernels -> devices on which they may, and whether they need tensor cores."""
         return {
-            f"{step.node} = {step.impl}": (devices, name == "persistent")
-            for name in ("triton", "persistent")
+            f"{step.node} = {step.impl}": (devices, name != "triton")
+            for name in ("triton", "persistent", "direct")
             for step in self.schedule.steps
-            if (devices := devices_of(name, step.impl))
+            # On CPU `direct` launches nothing.
+            if (devices := tuple(d for d in devices_of(name, step.impl) if name != "direct" or d == "cuda"))
         }
 
     @cached_property
@@ -114,7 +115,14 @@ class Variants:
         if persistent:
             texts.append(triton_kernels.tiles())
             texts += [
-                expert_gemm(name, act, gemms.cuts(name), bias=gemms.with_bias, turned=gemms.turned)
+                expert_gemm(
+                    name,
+                    act,
+                    gemms.cuts(name),
+                    bias=gemms.with_bias,
+                    turned=gemms.turned,
+                    home=name == "direct_product",
+                )
                 for name, act in gemms.products.items()
             ]
         sums = persistent or one_sided or ranked or bool(self.routers)

@@ -25,9 +25,9 @@ from epsc.ir.spec import (
     Use,
 )
 from epsc.passes.numbers import MOST, Numbers
-from epsc.passes.questions import name_of, needed
+from epsc.passes.questions import name_of, needed, why_not_persistent
 
-ONE_SIDED = {"dispatch": ("put", "copy"), "combine": ("put",)}
+ONE_SIDED = {"dispatch": ("put", "copy"), "combine": ("put", "direct")}
 """Transports by which a rank stores into the memory of another; all else is a collective."""
 
 
@@ -38,7 +38,8 @@ class Asks:
     transports: dict[str, str] = field(default_factory=dict)
     """Dispatch or combine -> its one-sided transport; those that are not named here are collectives."""
     copies: frozenset[str] = frozenset()
-    """Those of them that move each copy of a token on its own: `put` without `dedup`, or without `local_reduce`."""
+    """Those of them that move each copy of a token on its own: `put` without `dedup`, or without `local_reduce`, and
+    `direct`."""
     rooms: dict[str, float] = field(default_factory=dict)
     """One-sided dispatch -> how many times the rows of balanced routing there is room for."""
     apart: frozenset[str] = frozenset()
@@ -93,7 +94,7 @@ def asks_of(
     homes = _homes(said)
     lost = {name for name in transports if name in homes and not homes[name]}
     chosen = {name: transport.name for name, transport in transports.items() if name not in lost}
-    copies = frozenset(name for name in chosen if chosen[name] == "put" and name not in found.wants)
+    copies = frozenset(name for name in chosen if chosen[name] != "copy" and name not in found.wants)
     rooms = {name: room for name, room in rooms.items() if name in chosen}
     gone = frozenset(said.node[name].origin for name in lost)
     by_source = _by_source(decl, said, chosen)
@@ -142,6 +143,8 @@ def _found(decl: ScheduleDecl, said: Graph, vague: frozenset[str], faults: Fault
                     wants[node.name] = directive
     for node in moves:
         _check_rows(node, transports.get(node.name), wants.get(node.name), faults)
+        if node.name in transports and transports[node.name].name == "direct" and node.kind == "combine":
+            _check_direct(node, said, transports[node.name], wants.get(node.name), faults)
     for node in moves:
         if node.name in transports and _meshed(said, node):
             faults.add(
@@ -286,7 +289,7 @@ def _choose(
 ) -> None:
     """Note what a `use` says of transports."""
     names = {impl.name for impl in use.impls}
-    one_sided = names & {"put", "copy"}
+    one_sided = names & {"put", "copy", "direct"}
     for node in _named(use.targets, moves):
         chosen = _Transport(use.impls[0].name, use.span)
         before, others = (transports, collectives) if one_sided else (collectives, transports)
@@ -315,12 +318,10 @@ def _choose(
                 help="write a schedule for each transport, and a program of each",
             )
         elif one_sided and chosen.name not in ONE_SIDED[node.kind]:
-            faults.add(
-                "transport",
-                f"`{chosen.name}` cannot bring the rows of `{node.origin}` home: a copy engine sums nothing",
-                use.span,
-                help=f"`use put for {node.origin}`",
-            )
+            why = f"bring the rows of `{node.origin}` home: a copy engine sums nothing"
+            if node.kind == "dispatch":
+                why = f"take the rows of `{node.origin}` to their experts: no product makes them"
+            faults.add("transport", f"`{chosen.name}` cannot {why}", use.span, help=f"`use put for {node.origin}`")
         before.setdefault(node.name, chosen)
 
 
@@ -334,6 +335,34 @@ def _check_rows(node: Node, transport: _Transport | None, wanted: Dedup | LocalR
             wanted.span,
             help=f"add `use put for {node.origin}`",
         )
+
+
+def _check_direct(
+    node: Node, said: Graph, transport: _Transport, wanted: Dedup | LocalReduce | None, faults: Faults
+) -> None:
+    """A product can store the rows that it makes at home if it makes all of them for that, and nobody sums them."""
+    gemm = said.maker.get(node.ins[0])
+    if wanted:
+        why = "they are summed on the rank of their experts first"
+        help = f"leave out `local_reduce {node.origin}`, or `use put for {node.origin}`"
+        notes = [Note("here", wanted.span)]
+    else:
+        help, notes = f"`use put for {node.origin}`", []
+        if gemm is None or gemm.kind != "expert_gemm":
+            why = "what makes them is no `gemm` of the experts"
+        elif said.users[node.ins[0]] != [node] or node.ins[0] in said.results:
+            why = f"others read what `{name_of(gemm)}` makes, too"
+        elif not (why := why_not_persistent(said, gemm)):
+            return
+        else:
+            why = f"only the persistent product can, and {why}"
+    faults.add(
+        "direct",
+        f"no product can store the rows of `{node.origin}` at home itself: {why}",
+        transport.span,
+        notes=notes,
+        help=help,
+    )
 
 
 def _check_pair(dispatch: Node, homes: list[Node], transports: dict[str, _Transport], faults: Faults) -> None:
@@ -352,7 +381,9 @@ def _check_pair(dispatch: Node, homes: list[Node], transports: dict[str, _Transp
         )
     elif homes and not all(ways):
         lacks, has = (homes[0], dispatch) if ways[0] else (dispatch, homes[0])
-        ways_of_it = " or ".join(f"`use {name} for {lacks.origin}`" for name in ONE_SIDED[lacks.kind])
+        ways_of_it = " or ".join(
+            f"`use {name} for {lacks.origin}`" for name in ONE_SIDED[lacks.kind] if name != "direct"
+        )
         faults.add(
             "half-one-sided",
             f"`{has.origin}` is one-sided and `{lacks.origin}` is not: the two share where rows lie",

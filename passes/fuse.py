@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from epsc.ir.attrs import ActAttrs, ExpertGemmActAttrs, ExpertGemmAttrs
+from epsc.ir.attrs import ActAttrs, ExpertGemmActAttrs, ExpertGemmAttrs, ExpertGemmPutAttrs, TransferAttrs
 from epsc.ir.graph import Graph, Node, places_of
 from epsc.passes.asks import NOTHING, Asks
 from epsc.passes.questions import SUMS, name_of, why_not_persistent
@@ -20,6 +20,9 @@ class Fuse:
         (k*tokens rows less to write and to read back)
         g = expert_gemm(rows, ends) ; h = activation(g)      -->  h = expert_gemm_act(rows, ends)
         (gated, and what the persistent kernel can run; not where the schedule chooses how one of the two runs)
+        g = expert_gemm(rows, ends) ; c = put_back(g, place, counts)
+                                                             -->  c = expert_gemm_put(rows, ends, place, counts)
+        (where `use direct` asks for it: the product stores its rows at home, and nobody reads them here)
         s = unpermute_sum(..), sum_copies(..) or sum_ranks(..) ; y = s + z   -->  y = the same with z
         (a pass over tokens less, and one rounding less)
     """
@@ -49,6 +52,8 @@ class Fuse:
                 )
             elif self.epilogue and node.name not in asks.apart and (found := _with_epilogue(graph, before, node)):
                 one = found
+            elif node.kind == "put_back" and asks.transports.get(node.name.removesuffix(".put")) == "direct":
+                one = _with_put(before, node)
             else:
                 continue
             joined[node.name] = one
@@ -91,3 +96,14 @@ def _with_epilogue(graph: Graph, gemm: Node, act: Node) -> Node | None:
     one = replace(one, places=places_of(gemm, act))
     names = dict.fromkeys((gemm.origin, name_of(gemm)))
     return None if why_not_persistent(graph, one) else replace(one, also=tuple(n for n in names if n != act.origin))
+
+
+def _with_put(gemm: Node, put: Node) -> Node:
+    """The two as one op: what asks for that has seen that they can be."""
+    assert isinstance(gemm.attrs, ExpertGemmAttrs) and isinstance(put.attrs, TransferAttrs)
+    attrs = ExpertGemmPutAttrs.joined(gemm.attrs, put.attrs)
+    names = dict.fromkeys((gemm.origin, name_of(gemm)))
+    also = tuple(name for name in names if name != put.origin)
+    ins = (*gemm.ins, *put.ins[1:])
+    one = replace(put, kind="expert_gemm_put", ins=ins, params=gemm.params, attrs=attrs, also=also)
+    return replace(one, places=places_of(gemm, put))

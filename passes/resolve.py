@@ -241,6 +241,7 @@ class _Resolver:
             return found
         for target, nodes in named:
             can = [node for node in nodes if split.axis in axes_of(self.graph, node)]
+            can = [] if _goes_home_as_made(nodes) else can
             if nodes and not can and target.name not in self.vague:
                 self.faults.add(
                     "axis",
@@ -288,6 +289,8 @@ class _Resolver:
 
     def _why_whole(self, split: Split, nodes: list[Node]) -> str | None:
         """Why ops cannot be cut along an axis."""
+        if _goes_home_as_made(nodes):
+            return "the product that makes its rows stores them at home (`direct`), in one piece: `put` can be cut"
         if any(one_sided_rows(self.graph, self.graph.types[v].shape[0].symbol) for n in nodes for v in n.outs):
             return "rows that travel one-sided lie by expert: between dispatch and combine cut by expert_group"
         if split.axis is Axis.EXPERT_GROUP:
@@ -403,3 +406,8 @@ class _Resolver:
                 partition.span,
                 help="run all of them on that lane, or write a `reserve` for each",
             )
+
+
+def _goes_home_as_made(nodes: list[Node]) -> bool:
+    """Whether a product stores at home what it makes."""
+    return any(node.kind == "expert_gemm_put" for node in nodes)

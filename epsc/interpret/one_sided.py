@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from epsc.interpret.arithmetic import expert_gemm
 from epsc.interpret.lowered import layout, weighted_sum
-from epsc.ir.attrs import PlaceAttrs, RowsAttrs, TransferAttrs
+from epsc.ir.attrs import ExpertGemmPutAttrs, PlaceAttrs, RowsAttrs, TransferAttrs
 
 
 def count(a: RowsAttrs, experts: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,6 +62,13 @@ def put_sums(a: TransferAttrs, rows: Tensor, place: Tensor, weights: Tensor, _co
 def put_back(_: TransferAttrs, rows: Tensor, place: Tensor, _counts: Tensor) -> Tensor:
     """The row of each copy, in token order."""
     return rows[place.long()]
+
+
+def expert_gemm_put(
+    a: ExpertGemmPutAttrs, rows: Tensor, ends: Tensor, place: Tensor, _counts: Tensor, *params: Tensor
+) -> Tensor:
+    """The product of each copy's row, in token order."""
+    return expert_gemm(a, rows, ends, *params)[place.long()]
 
 
 def sum_copies(a: RowsAttrs, copies: Tensor, weights: Tensor, addend: Tensor | None = None) -> Tensor:

@@ -102,6 +102,7 @@ _OPS: dict[str, Callable[..., object]] = {
     "expand": one_sided.expand,
     "put_sums": one_sided.put_sums,
     "put_back": one_sided.put_back,
+    "expert_gemm_put": one_sided.expert_gemm_put,
     "sum_copies": one_sided.sum_copies,
     "sum_ranks": one_sided.sum_ranks,
 }

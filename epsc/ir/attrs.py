@@ -232,6 +232,17 @@ class ExpertGemmActAttrs(ExpertGemmAttrs):
 
 
 @dataclass(frozen=True)
+class ExpertGemmPutAttrs(ExpertGemmAttrs):
+    """An expert gemm that stores each row of its result at home, where the copies of a token have `top_k` places."""
+
+    top_k: int = field(kw_only=True)
+
+    @staticmethod
+    def joined(gemm: ExpertGemmAttrs, put: TransferAttrs) -> ExpertGemmPutAttrs:
+        return ExpertGemmPutAttrs(gemm.experts, gemm.out, gemm.bias, gemm.transposed, top_k=put.top_k)
+
+
+@dataclass(frozen=True)
 class CallAttrs:
     """A module that epsc does not look into (attention, a norm), filled in by the user of the program.
 

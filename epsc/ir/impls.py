@@ -67,6 +67,9 @@ class Cost:
     """Rows go within the node first and then between nodes, or the other way, and are put in order before either."""
     triton: bool = False
     """Its launches on CUDA are Triton's, which take the host longer than torch's."""
+    longest_of: tuple[tuple[str, str], ...] = ()
+    """It was never measured, and is taken for as long as the longest of these (kinds and implementations) takes for
+    the same amounts: it does in one launch what they do one after the other."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,22 @@ IMPLS: tuple[Impl, ...] = (
     ),
     _one_sided("put", "put_sums", "a kernel weighs and sums a token's rows here and stores the sum at home"),
     _one_sided("put", "put_back", "a kernel stores each row at home, as it is"),
+    Impl(
+        "direct",
+        "expert_gemm_put",
+        "one persistent Triton launch for all experts stores each row where its copy belongs at home; on CPU"
+        " grouped_mm, then each row",
+        Needs(capability=(9, 0), dtypes=frozenset({DType.BF16, DType.FP16}), align=16),
+        _GPU_SMS | {Resource.INTRA_LINK},
+        Cost(
+            Bound.FLOPS,
+            0.92,
+            launches=3,
+            triton=True,
+            longest_of=(("expert_gemm", "persistent"), ("put_back", "put")),
+        ),
+        "expert_gemm_put",
+    ),
     Impl(
         "pinned",
         "sizes",

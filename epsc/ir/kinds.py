@@ -15,6 +15,7 @@ from epsc.ir.attrs import (
     CollectiveAttrs,
     ExpertGemmActAttrs,
     ExpertGemmAttrs,
+    ExpertGemmPutAttrs,
     GemmAttrs,
     NoAttrs,
     PlaceAttrs,
@@ -365,6 +366,15 @@ KINDS: dict[str, Kind] = _table(
         Role.TRANSFER,
         TransferAttrs,
         _GROUPS | _COLUMNS,
+        one_sided=True,
+        moves_rows=True,
+    ),
+    Kind(
+        "expert_gemm_put",
+        "rows[rows(d), n], ends, place, counts; weight[experts, m, n] -> copies[k*tokens, m] at home, in token order:"
+        " the product of each row, stored there as it is made",
+        Role.COMPUTE,
+        ExpertGemmPutAttrs,
         one_sided=True,
         moves_rows=True,
     ),

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from epsc.ir.attrs import CallAttrs, CollectiveAttrs, TransferAttrs
-from epsc.ir.impls import Bound, Impl, Resource
-from epsc.ir.kinds import Role
+from epsc.ir.attrs import CallAttrs
+from epsc.ir.impls import Bound, Impl, Resource, impls_of
+from epsc.ir.kinds import KINDS, Role
 from epsc.ir.schedule import Schedule, Step
 from epsc.machine.balanced import group_experts, region
 from epsc.machine.cluster import Cluster, Device
@@ -56,7 +56,10 @@ def cost(schedule: Schedule, step: Step, cluster: Cluster, load: int) -> float:
 
 def _seconds(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, done: Work) -> float:
     device = cluster.device
-    role = schedule.node(step).info.role
+    role = KINDS[impl.kind].role
+    if impl.cost.longest_of and (impl.kind, impl.name) not in device.table:
+        others = (impls_of(kind)[name] for kind, name in impl.cost.longest_of)
+        return max(_seconds(schedule, step, cluster, other, done) for other in others)
     if role is Role.HOST:
         return device.host_sync_s
     if Resource.HOST_LINK in impl.occupies:
@@ -83,7 +86,7 @@ def coordinates(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, do
     at: dict[str, float] = {"sms": step.sms or schedule.chip_sms}
     if step.writes:
         at["element"] = region(step.writes[0], schedule).dtype.bytes
-    info = schedule.node(step).info
+    info = KINDS[impl.kind]
     if info.role is Role.TRANSFER:
         near, ranks = group(schedule, step, cluster)
         levels, away = reach(schedule, step, cluster, impl)
@@ -105,11 +108,10 @@ def coordinates(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, do
 
 def group(schedule: Schedule, step: Step, cluster: Cluster) -> tuple[int, int]:
     """How many ranks a transfer is among: those of a node, and all."""
-    attrs = schedule.node(step).attrs
-    assert isinstance(attrs, TransferAttrs | CollectiveAttrs)
-    mesh = schedule.mesh_of(attrs.mesh)
-    ranks = mesh.size(attrs.mesh)
-    return max(1, min(ranks, cluster.node_ranks // mesh.stride(attrs.mesh))), ranks
+    axis: str = getattr(schedule.node(step).attrs, "mesh", "ep")
+    mesh = schedule.mesh_of(axis)
+    ranks = mesh.size(axis)
+    return max(1, min(ranks, cluster.node_ranks // mesh.stride(axis))), ranks
 
 
 def reach(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl) -> tuple[int, int]:

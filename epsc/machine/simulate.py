@@ -232,7 +232,7 @@ class _Run:
             takes[_SMS] = min(step.sms or free, self.schedule.chip_sms)
         if Resource.COPY_ENGINE in impl.occupies:
             takes[_COPY] = 1
-        if role is Role.TRANSFER:
+        if role is Role.TRANSFER or Resource.INTRA_LINK in impl.occupies:
             if Resource.HOST_LINK in impl.occupies:
                 return takes | {"host link": 1}
             # A group within a node leaves the links between nodes to others; one with a rank of each node the others.

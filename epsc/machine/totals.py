@@ -18,6 +18,7 @@ _ROUNDS = frozenset(
         "gemm",
         "expert_gemm",
         "expert_gemm_act",
+        "expert_gemm_put",
         "activation",
         "add",
         "mul",

@@ -160,6 +160,8 @@ def work(
             link, padding = writes * _both_levels(schedule), 4 * writes
         # A collective moves what it writes; one that gathers or sums what it sends reads that.
         moved = writes + (reads if node.info.one_sided else writes) + padding
+    elif node.info.one_sided:
+        link = sent_bytes(schedule, step, reads, writes)
     return Work(flops, moved, weights, padding, after, link, 0.0, launches, rows, chosen)
 
 

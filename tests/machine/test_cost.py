@@ -9,6 +9,7 @@ from epsc import driver
 from epsc.ir.errors import EpsError
 from epsc.ir.impls import Choice
 from epsc.ir.schedule import Stage, Step
+from epsc.ir.source import Source
 from epsc.machine.balanced import known_numbers
 from epsc.machine.cluster import DEVICES, Cluster
 from epsc.machine.cost import cost
@@ -230,3 +231,19 @@ def test_nccl_hides_behind_products_only_on_many_sms_of_its_own() -> None:
 def test_clusters_that_cannot_be(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(EpsError, match=message):
         Cluster.make("c", **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("model", "ep", "longer"), [("deepseek_v2", 8, "back.put"), ("mixtral_8x7b", 2, "down")])
+def test_a_product_that_stores_its_rows_at_home_takes_the_longer_of_the_two(model: str, ep: int, longer: str) -> None:
+    """Nobody measured it: it is taken for what its halves take alone."""
+    text = (Path(__file__).parents[2] / "examples" / f"{model}.eps").read_text()
+    text += "schedule apart { use put for sent, back }\nschedule direct { use put for sent  use direct for back }\n"
+    layer = driver.understand(Source("test.eps", text), driver.Options({"ep": str(ep)}))
+    tokens = 8192
+    apart, direct = (driver.plan(layer, name).schedule for name in ("apart", "direct"))
+    halves = {name: cost(apart, apart.step[name], layer.cluster, tokens) for name in ("down", "back.put")}
+    assert max(halves, key=lambda name: halves[name]) == longer
+    assert cost(direct, direct.step["back.put"], layer.cluster, tokens) == pytest.approx(halves[longer], rel=0.05)
+    done = work(direct, direct.step["back.put"], tokens)
+    assert done.flops == work(apart, apart.step["down"], tokens).flops
+    assert done.link_bytes == work(apart, apart.step["back.put"], tokens).link_bytes

@@ -149,3 +149,8 @@ def test_a_search_for_64_nodes_of_8_is_quick_and_linear_in_layers() -> None:
     one, eight = seconds_of_search(1), seconds_of_search(8)
     assert one < 2
     assert eight < 8 * one * 1.6  # what a busy machine makes of it
+
+
+def test_auto_takes_nothing_that_was_never_measured() -> None:
+    kinds = {node.kind for c in small()[1] for node in c.schedule.graph.nodes}
+    assert "put_back" in kinds and "expert_gemm_put" not in kinds

@@ -84,3 +84,14 @@ def test_what_is_joined_is_found_by_every_name_that_it_had() -> None:
         assert Graph.parse(str(made.graph)) == made.graph
     in_stack = decided("run up on other", layers=2)
     assert [step.node for step in in_stack.steps if step.lane == "other"] == ["layers.0.h", "layers.1.h"]
+
+
+def test_fuse_joins_a_product_and_what_brings_its_rows_home_where_that_is_asked_for() -> None:
+    apart = decided("use put for sent, back").graph
+    assert (apart.node["down"].kind, apart.node["back.put"].kind) == ("expert_gemm", "put_back")
+    joined = decided("use put for sent  use direct for back").graph
+    put = joined.node["back.put"]
+    assert (put.kind, put.params, put.origin, put.also) == ("expert_gemm_put", ("down",), "back", ("down",))
+    assert put.ins == ("h", "sent.aim.ends", "sent.aim.place", "sent.tell.counts")
+    assert "down" not in joined.node
+    assert Graph.parse(str(joined)) == joined

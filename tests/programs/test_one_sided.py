@@ -67,3 +67,37 @@ def test_rows_that_overflow_their_room(
     assert str(error.value).count("Overflow: moe: sent overflows: rank 0 gets 72 rows, and there is room for 54") == 2
     for job in (replace(crowded, tokens=(9, 9)), fits):
         assert max(found.error for found in ranks_of(2).run(job)) < LIMIT
+
+
+DIRECT = LAYER.replace("fp32", "bf16")
+"""As the persistent product takes it; programs of it run in fp32 here all the same."""
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("ep", [2, 4])
+@pytest.mark.parametrize("there", DISPATCHES)
+def test_rows_that_go_home_as_they_are_made(
+    there: str, ep: int, ranks_of: Callable[[int], Ranks], prepare: Callable[..., Job]
+) -> None:
+    for seed, (result, more, tokens, routing) in enumerate(
+        (
+            ("back", "", (12,) * ep, "random"),
+            ("back + mlp(x, swiglu, 16)", f"room {ep} for sent", tuple(range(4, 4 + ep)), "one"),
+            ("back", "split sent, h by expert_group into 2", (0, 3) * (ep // 2), "skewed"),
+        )
+    ):
+        text = DIRECT.format(ep=ep, directives=f"{DISPATCHES[there]} use direct for back {more}", result=result)
+        job = prepare(driver.understand(Source("moe.eps", text)), "s", tokens, routing=routing, seed=seed)
+        assert "expert_gemm_put" in job.graph
+        worst = max(found.error for found in ranks_of(ep).run(job))
+        assert worst < LIMIT, f"{result}, {more or 'whole'}, tokens {tokens}: {worst:.2e}"
+
+
+@pytest.mark.distributed
+def test_a_bias_of_rows_that_go_home_as_they_are_made(
+    ranks_of: Callable[[int], Ranks], prepare: Callable[..., Job]
+) -> None:
+    text = DIRECT.replace("down, 24", "down, 24, bias=true")
+    text = text.format(ep=2, directives="use put for sent use direct for back", result="back")
+    job = prepare(driver.understand(Source("moe.eps", text)), "s", (7, 12))
+    assert max(found.error for found in ranks_of(2).run(job)) < LIMIT

@@ -131,7 +131,7 @@ class _Branch:
 
     def _one_sided(self, ep: int) -> list[str]:
         s, random, put = self.suffix, self.random, self.one_sided == "put"
-        found = [f"use {self.one_sided} for sent{s}", f"use put for back{s}"]
+        found = [f"use {self.one_sided} for sent{s}", f"use {random.choice(('put', 'put', 'direct'))} for back{s}"]
         found += [d for d in (f"dedup sent{s}", f"local_reduce back{s}") if random.random() < 0.5]
         if random.random() < 0.4:
             count = random.randint(1, max(1, self.experts // ep))

@@ -64,6 +64,8 @@ def test_a_mutation_of_any_random_schedule_is_caught(capsys: pytest.CaptureFixtu
     schedules = random_schedules(RANDOM_SCHEDULES)
     counts = run_all(schedules, RANDOM_SAMPLE)
     report(capsys, f"{len(schedules)} random schedules", counts)
+    kinds = {node.kind for made in schedules for node in made.schedule.graph.nodes}
+    assert {"put_sums", "put_back", "expert_gemm_put"} <= kinds
     assert counts.total() >= 3600
     assert all(counts[mutator.__name__] for mutator in MUTATORS)
 

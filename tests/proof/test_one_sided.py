@@ -81,6 +81,7 @@ layer moe(x: bf16[tokens, 64]) {
 cluster c { ep = 2 }
 """
 TRANSPORTS = "use copy for sent, sent1  use put for back, back1  local_reduce back, back1"
+DIRECT = "use put for sent, sent1  use direct for back, back1"
 
 
 def planned(directives: str) -> Schedule:
@@ -89,6 +90,21 @@ def planned(directives: str) -> Schedule:
 
 def test_what_comes_back_holds_a_rank_until_others_have_read() -> None:
     assert faults(planned(TRANSPORTS)) == []
+
+
+def test_rows_that_go_home_as_they_are_made_are_signalled_and_waited_for() -> None:
+    """Whoever sums them comes after every rank's product, and no rank's next product before that."""
+    made = planned(DIRECT)
+    assert faults(made) == []
+    reader = made.step["back"]
+    assert [str(wait) for wait in reader.waits] == ["back.put(back.put raw everywhere)"]
+    broken = made.with_steps(tuple(replace(s, waits=()) if s is reader else s for s in made.steps))
+    assert faults(broken) == [
+        "unsignalled: `back` reads `back.put` while `back.put` of another rank may still be writing it"
+    ]
+    apart = replace(made, storages=tuple(replace(each, symmetric=False) for each in made.storages))
+    with pytest.raises(EpsError, match=r"other ranks write `back\.put`, but its storage"):
+        prove(apart)
 
 
 def test_ranks_that_wait_for_each_other_never_start() -> None:
@@ -121,7 +137,7 @@ def test_ranks_with_other_schedules_are_held_against_each_other() -> None:
 
 
 @pytest.mark.parametrize("others", [2, 7])
-@pytest.mark.parametrize("directives", [TRANSPORTS, "use put for sent, sent1, back, back1"])
+@pytest.mark.parametrize("directives", [TRANSPORTS, DIRECT, "use put for sent, sent1, back, back1"])
 def test_two_ranks_stand_for_more(directives: str, others: int) -> None:
     """With each wait left out in turn, or for this rank alone: more ranks find the same faults, and no others."""
     made = planned(directives)
