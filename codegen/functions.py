@@ -121,13 +121,19 @@ def activation_function(name: str, a: ActAttrs) -> Function:
         body.append("gate, up = x.chunk(2, dim=-1)")
     if a.limit > 0:
         body.append(f"gate, up = gate.clamp(max={a.limit!r}), up.clamp({-a.limit!r}, {a.limit!r})")
+    sigmoid = "torch.sigmoid(gate)" if a.alpha == 1.0 else f"torch.sigmoid({a.alpha!r} * gate)"
     if a.fn is Act.GEGLU:
         gate = "F.gelu(gate)"
+    elif a.fn is Act.GEGLU_TANH:
+        gate = 'F.gelu(gate, approximate="tanh")'
+    elif a.gate_softcap > 0:
+        gate = f"{_softcapped('gate', a.gate_softcap)} * {sigmoid}"
     elif a.alpha == 1.0:
         gate = "F.silu(gate)"
     else:
-        gate = f"gate * torch.sigmoid({a.alpha!r} * gate)"
-    up = f"up + {a.offset!r}" if a.offset else "up"
+        gate = f"gate * {sigmoid}"
+    up = _softcapped("up", a.up_softcap) if a.up_softcap > 0 else "up"
+    up = f"{up} + {a.offset!r}" if a.offset else up
     body.append(f"torch.mul({gate}, {up}, out=out)")
     halves = "alternating columns" if a.interleaved else "halves"
     return Function(
@@ -140,8 +146,13 @@ _ELEMENTWISE = {
     Act.RELU2: "torch.square(torch.relu({x}), out=out)",
     Act.SILU: "torch.ops.aten.silu.out({x}, out=out)",
     Act.GELU: "torch.ops.aten.gelu.out({x}, out=out)",
+    Act.GELU_TANH: 'torch.ops.aten.gelu.out({x}, approximate="tanh", out=out)',
     Act.SIGMOID: "torch.sigmoid({x}, out=out)",
 }
+
+
+def _softcapped(name: str, cap: float) -> str:
+    return f"{cap!r} * torch.tanh({name} / {cap!r})"
 
 
 def _indented(lines: list[str]) -> tuple[str, ...]:

@@ -62,9 +62,14 @@ def activation_lines(attrs: ActAttrs) -> list[str]:
         lines = [f"x = {_clamped('x', limit)}"] if limit > 0 else []
         return [*lines, f"result = {_UNGATED[attrs.fn]}"]
     lines = [f"gate = tl.where(gate > {limit!r}, {limit!r}, gate)", f"up = {_clamped('up', limit)}"]
+    lines = lines if limit > 0 else []
+    gate = _gelu("gate") if attrs.fn is Act.GEGLU else _gelu_tanh("gate")
+    if attrs.fn is Act.SWIGLU:
+        gate = _silu("gate", attrs.alpha, "linear" if attrs.gate_softcap > 0 else "gate")
+        lines += _softcapped("linear", "gate", attrs.gate_softcap) if attrs.gate_softcap > 0 else []
+        lines += _softcapped("up", "up", attrs.up_softcap) if attrs.up_softcap > 0 else []
     up = f"(up + {attrs.offset!r})" if attrs.offset else "up"
-    gate = _gelu("gate") if attrs.fn is Act.GEGLU else _silu("gate", attrs.alpha)
-    return [*(lines if limit > 0 else []), f"result = {gate} * {up}"]
+    return [*lines, f"result = {gate} * {up}"]
 
 
 def scatter_rows() -> str:
@@ -128,8 +133,23 @@ def _gelu(name: str) -> str:
     return f"0.5 * {name} * (1.0 + tl.erf({name} * 0.7071067811865476))"
 
 
-def _silu(name: str, alpha: float = 1.0) -> str:
-    return f"{name} / (1.0 + tl.exp({-alpha!r} * {name}))"
+def _gelu_tanh(name: str) -> str:
+    """1 + tanh(u) is 2 / (1 + exp(-2u))."""
+    return f"{name} / (1.0 + tl.exp(-1.5957691216 * {name} * (1.0 + 0.044715 * {name} * {name})))"
+
+
+def _silu(name: str, alpha: float = 1.0, linear: str = "") -> str:
+    return f"{linear or name} / (1.0 + tl.exp({-alpha!r} * {name}))"
+
+
+def _softcapped(name: str, of: str, cap: float) -> list[str]:
+    """Lines that make `name` of `of`. Its tanh is of exponents; near 0, where their difference is lost, a series."""
+    return [
+        f"{name} = {of} / {cap!r}",
+        f"near = {name} * (1.0 - {name} * {name} * (0.3333333333 - 0.1333333333 * {name} * {name}))",
+        f"far = 2.0 / (1.0 + tl.exp(-2.0 * {name})) - 1.0",
+        f"{name} = {cap!r} * tl.where(tl.abs({name}) < 0.0625, near, far)",
+    ]
 
 
 _UNGATED = {
@@ -137,6 +157,7 @@ _UNGATED = {
     Act.RELU2: "tl.where(x < 0.0, 0.0, x * x)",
     Act.SILU: _silu("x"),
     Act.GELU: _gelu("x"),
+    Act.GELU_TANH: _gelu_tanh("x"),
     Act.SIGMOID: "1.0 / (1.0 + tl.exp(-x))",
 }
 

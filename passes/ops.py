@@ -330,8 +330,19 @@ class Ops(Shared):
         options = self._options(call, ActAttrs, taken=("fn",))
         if x is None or options is None:
             return None
+        attrs = ActAttrs(Act(call.fn), **options)
+        if unread := attrs.unread:
+            said = next(keyword for keyword in call.keywords if keyword.name == unread[0])
+            readers = [f"`{fn}`" for fn in Act if said.name not in ActAttrs(fn, **options).unread]
+            self.faults.add(
+                "bad-argument",
+                f"`{call.fn}` does not read `{said.name}`",
+                said.span,
+                help=f"leave it out: it is for {', '.join(readers)}",
+            )
+            return None
         name = self._fresh(scope, want or (call.fn if scope.statement == call.fn else f"{scope.statement}.{call.fn}"))
-        return self._activation_node(name, x, ActAttrs(Act(call.fn), **options), scope, call.span)
+        return self._activation_node(name, x, attrs, scope, call.span)
 
     def _activation_node(
         self, name: str, x: Rows, attrs: ActAttrs, scope: Scope, span: Span | None, origin: str = ""

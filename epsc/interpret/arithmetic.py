@@ -36,8 +36,14 @@ def activation(a: ActAttrs, x: Tensor) -> Tensor:
     gate, up = (x[..., ::2], x[..., 1::2]) if a.interleaved else x.chunk(2, dim=-1)
     if a.limit > 0:
         gate, up = gate.clamp(max=a.limit), up.clamp(-a.limit, a.limit)
-    f = gate * (a.alpha * gate).sigmoid() if a.fn is Act.SWIGLU else F.gelu(gate)
-    return f * (up + a.offset)
+    if a.fn is Act.SWIGLU:
+        f = _softcapped(gate, a.gate_softcap) * (a.alpha * gate).sigmoid()
+        return f * (_softcapped(up, a.up_softcap) + a.offset)
+    return F.gelu(gate, approximate="tanh" if a.fn is Act.GEGLU_TANH else "none") * (up + a.offset)
+
+
+def _softcapped(x: Tensor, cap: float) -> Tensor:
+    return cap * torch.tanh(x / cap) if cap > 0 else x
 
 
 _ELEMENTWISE: dict[Act, Callable[[Tensor], Tensor]] = {
@@ -45,6 +51,7 @@ _ELEMENTWISE: dict[Act, Callable[[Tensor], Tensor]] = {
     Act.RELU2: lambda x: torch.relu(x).square(),
     Act.SILU: F.silu,
     Act.GELU: F.gelu,
+    Act.GELU_TANH: lambda x: F.gelu(x, approximate="tanh"),
     Act.SIGMOID: torch.sigmoid,
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 from epsc.ir.amount import Amount
@@ -166,15 +166,17 @@ class Act(StrEnum):
 
     SWIGLU = "swiglu"
     GEGLU = "geglu"
+    GEGLU_TANH = "geglu_tanh"
     RELU = "relu"
     RELU2 = "relu2"
     SILU = "silu"
     GELU = "gelu"
+    GELU_TANH = "gelu_tanh"
     SIGMOID = "sigmoid"
 
     @property
     def gated(self) -> bool:
-        return self in (Act.SWIGLU, Act.GEGLU)
+        return self in (Act.SWIGLU, Act.GEGLU, Act.GEGLU_TANH)
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,8 @@ class ActAttrs:
 
     Gated: the input holds gate and up as halves, or alternating when `interleaved`; the result is
     f(gate) * (up + offset). With `limit` > 0, gate is clamped to at most `limit`, up to [-limit, limit] (GPT-OSS; for
-    an ungated function the input is clamped to [-limit, limit]). SwiGLU's f is x * sigmoid(alpha * x).
+    an ungated function the input is clamped to [-limit, limit]). SwiGLU's f is x * sigmoid(alpha * x); with a softcap
+    c > 0 that x, and up, are c * tanh(x / c) (Inkling2).
     """
 
     fn: Act
@@ -191,6 +194,21 @@ class ActAttrs:
     alpha: float = 1.0
     offset: float = 0.0
     interleaved: bool = False
+    gate_softcap: float = 0.0
+    up_softcap: float = 0.0
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Options that say something, which this function does not read."""
+        plain = ActAttrs(self.fn)
+        reads = {"fn", "limit"}
+        if self.fn.gated:
+            reads |= {"offset", "interleaved"}
+        if self.fn is Act.SWIGLU:
+            reads |= {"alpha", "gate_softcap", "up_softcap"}
+        return tuple(
+            f.name for f in fields(self) if f.name not in reads and getattr(self, f.name) != getattr(plain, f.name)
+        )
 
 
 @dataclass(frozen=True)
@@ -205,10 +223,12 @@ class ExpertGemmActAttrs(ExpertGemmAttrs):
     alpha: float = field(default=1.0, kw_only=True)
     offset: float = field(default=0.0, kw_only=True)
     interleaved: bool = field(default=False, kw_only=True)
+    gate_softcap: float = field(default=0.0, kw_only=True)
+    up_softcap: float = field(default=0.0, kw_only=True)
 
     @property
     def act(self) -> ActAttrs:
-        return ActAttrs(self.fn, self.limit, self.alpha, self.offset, self.interleaved)
+        return ActAttrs(**{each.name: getattr(self, each.name) for each in fields(ActAttrs)})
 
     @property
     def width(self) -> int:
@@ -223,11 +243,7 @@ class ExpertGemmActAttrs(ExpertGemmAttrs):
             gemm.bias,
             gemm.transposed,
             gemm.slots,
-            fn=act.fn,
-            limit=act.limit,
-            alpha=act.alpha,
-            offset=act.offset,
-            interleaved=act.interleaved,
+            **{each.name: getattr(act, each.name) for each in fields(act)},
         )
 
 

@@ -52,11 +52,13 @@ def activations(numbers: set[float]) -> list[ActAttrs]:
     gated = [
         ActAttrs(fn, limit, alpha, offset, interleaved)
         for interleaved in (False, True)
-        for fn in (Act.SWIGLU, Act.GEGLU)
+        for fn in Act
+        if fn.gated
         for limit in limits
         for offset in (0.0, 1.0)
         for alpha in (alphas if fn is Act.SWIGLU else alphas[:1])
     ]
+    gated += [ActAttrs(Act.SWIGLU, gate_softcap=gate, up_softcap=up) for gate in limits for up in limits]
     clamped = [ActAttrs(fn, limit) for fn in Act if not fn.gated for limit in limits]
     return list(dict.fromkeys([*plain, *gated, *clamped]))
 

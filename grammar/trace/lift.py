@@ -23,6 +23,7 @@ from epsc.grammar.trace.router import numbers_in
 from epsc.grammar.trace.spans import module_span, node_span, weight_span
 from epsc.grammar.trace.weights import Weight
 from epsc.grammar.trace.write import Places, shared_name
+from epsc.ir.attrs import Act
 from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.source import Span
 
@@ -191,7 +192,8 @@ def unknown_experts(module: nn.Module, captured: Captured) -> EpsError:
             f"the experts of {type(owner).__name__} compute nothing that the language can say: two products with"
             " an activation between them, weighted behind the second",
             node_span(captured.node) or module_span(owner),
-            help="activations: swiglu and geglu (with limit, alpha, offset), relu, relu2, silu, gelu, sigmoid",
+            help="activations: swiglu (with limit, alpha, offset, softcaps), "
+            + ", ".join(act for act in Act if act is not Act.SWIGLU),
         )
     )
 

@@ -1,5 +1,6 @@
 """Emitted routers and activations compute what the oracle computes, for every attribute that they can have."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -54,6 +55,8 @@ ACTIVATIONS = [
     for limit, alpha, offset, interleaved in ((0.0, 1.0, 0.0, False), (0.7, 1.702, 1.0, True))
     if fn.gated or (alpha == 1.0 and offset == 0.0 and not interleaved)
 ] + [ActAttrs(fn, 0.7) for fn in Act]
+CAPPED = ActAttrs(Act.SWIGLU, 0.7, gate_softcap=0.4, up_softcap=0.25)
+ACTIVATIONS += [CAPPED, replace(CAPPED, alpha=1.702, offset=1.0, up_softcap=0.0), replace(CAPPED, gate_softcap=0.0)]
 
 
 @pytest.mark.parametrize("attrs", ACTIVATIONS, ids=str)

@@ -24,6 +24,14 @@ def gelu(x: float) -> float:
     return x * (1 + math.erf(x / math.sqrt(2))) / 2
 
 
+def gelu_tanh(x: float) -> float:
+    return x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+
+
+def softcap(x: float, cap: float) -> float:
+    return cap * math.tanh(x / cap) if cap else x
+
+
 def softmax(xs: Vector) -> Vector:
     powers = [math.exp(x - max(xs)) for x in xs]
     return [p / sum(powers) for p in powers]
@@ -70,16 +78,27 @@ def route(
 
 
 def activation(
-    fn: str, x: Vector, limit: float = 0.0, alpha: float = 1.0, offset: float = 0.0, interleaved: bool = False
+    fn: str,
+    x: Vector,
+    limit: float = 0.0,
+    alpha: float = 1.0,
+    offset: float = 0.0,
+    interleaved: bool = False,
+    gate_softcap: float = 0.0,
+    up_softcap: float = 0.0,
 ) -> Vector:
-    if fn in ("swiglu", "geglu"):
+    if fn in ("swiglu", "geglu", "geglu_tanh"):
         half = len(x) // 2
         pairs = [(x[2 * i], x[2 * i + 1]) if interleaved else (x[i], x[half + i]) for i in range(half)]
         out = []
         for gate, up in pairs:
             if limit > 0:
                 gate, up = min(gate, limit), max(-limit, min(up, limit))
-            out.append((gate * sigmoid(alpha * gate) if fn == "swiglu" else gelu(gate)) * (up + offset))
+            if fn == "swiglu":
+                gate, up = softcap(gate, gate_softcap) * sigmoid(alpha * gate), softcap(up, up_softcap)
+            else:
+                gate = gelu(gate) if fn == "geglu" else gelu_tanh(gate)
+            out.append(gate * (up + offset))
         return out
     if limit > 0:
         x = [max(-limit, min(v, limit)) for v in x]
@@ -88,6 +107,7 @@ def activation(
         "relu2": lambda v: max(v, 0.0) ** 2,
         "silu": lambda v: v * sigmoid(v),
         "gelu": gelu,
+        "gelu_tanh": gelu_tanh,
         "sigmoid": sigmoid,
     }[fn]
     return [function(v) for v in x]

@@ -1,5 +1,7 @@
 """Whole layers, said and lowered, against token-by-token loops."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
@@ -25,11 +27,14 @@ ACTS = [
     GPT_OSS,
     ActAttrs(Act.GEGLU),
     ActAttrs(Act.GEGLU, limit=0.3, offset=0.5),
+    ActAttrs(Act.GEGLU_TANH, limit=0.3, offset=0.5),
+    ActAttrs(Act.SWIGLU, gate_softcap=0.4, up_softcap=0.25, offset=1.0, alpha=1.702),
     ActAttrs(Act.RELU),
     ActAttrs(Act.RELU2),
     ActAttrs(Act.SILU),
     ActAttrs(Act.SILU, limit=0.3),
     ActAttrs(Act.GELU),
+    ActAttrs(Act.GELU_TANH),
     ActAttrs(Act.SIGMOID),
 ]
 Weights = dict[str, torch.Tensor]
@@ -49,7 +54,7 @@ def naive_linear(weights: Weights, name: str, x: list[float], transposed: bool, 
 
 
 def naive_act(act: ActAttrs, x: list[float]) -> list[float]:
-    return naive.activation(act.fn, x, act.limit, act.alpha, act.offset, act.interleaved)
+    return naive.activation(x=x, **asdict(act))
 
 
 def naive_moe(

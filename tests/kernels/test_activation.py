@@ -16,6 +16,9 @@ ACTIVATIONS = [
     for fn in Act
     for limit, alpha, offset, interleaved in ((0.0, 1.0, 0.0, False), (0.7, 1.702, 1.0, True), (0.7, 1.0, 0.0, False))
     if fn.gated or (alpha == 1.0 and offset == 0.0 and not interleaved)
+] + [
+    ActAttrs(Act.SWIGLU, alpha=1.702, offset=0.5, gate_softcap=0.8, up_softcap=2.0),
+    ActAttrs(Act.SWIGLU, up_softcap=0.7),
 ]
 
 

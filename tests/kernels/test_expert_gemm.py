@@ -17,6 +17,7 @@ Load = Callable[[str], Any]
 SMALL = Tile(16, 32, 16, 4, 1, 2)
 ENDED_LOW = Tile(16, 32, 16, 4, 1, 2, 8)
 SWIGLU = ActAttrs(Act.SWIGLU)
+SOFTCAPPED = ActAttrs(Act.SWIGLU, gate_softcap=0.8, up_softcap=2.0)
 COUNTS = ([5, 0, 40, 16], [0, 0, 0, 1], [32, 16, 0, 0], [0, 0, 0, 0])
 LOW_COUNTS = ([100, 17, 33, 60], [8, 8, 3, 0], [9, 24, 40, 0], [16, 0, 9, 32])
 """Experts that end in low tiles and others, low tiles only, and none."""
@@ -125,7 +126,9 @@ def test_the_nearest_shape_says_the_tile(load: Load) -> None:
 
 @pytest.mark.parametrize("counts", COUNTS[:2], ids=str)
 @pytest.mark.parametrize(
-    "attrs", [SWIGLU, ActAttrs(Act.SWIGLU, 0.7, 1.702, 1.0, interleaved=True), ActAttrs(Act.GEGLU)], ids=str
+    "attrs",
+    [SWIGLU, ActAttrs(Act.SWIGLU, 0.7, 1.702, 1.0, interleaved=True), ActAttrs(Act.GEGLU_TANH), SOFTCAPPED],
+    ids=str,
 )
 def test_activation_in_the_epilogue(load: Load, counts: list[int], attrs: ActAttrs) -> None:
     kernels = load(tiles() + expert_gemm("gemm", attrs))

@@ -29,6 +29,8 @@ EVERY = [
     lambda: expert_gemm("gemm"),
     lambda: expert_gemm("gemm_swiglu", ActAttrs(Act.SWIGLU, 7.0, 1.702, 1.0, interleaved=True)),
     lambda: expert_gemm("gemm_geglu", ActAttrs(Act.GEGLU)),
+    lambda: expert_gemm("gemm_tanh", ActAttrs(Act.GEGLU_TANH, limit=7.0, offset=1.0)),
+    lambda: expert_gemm("gemm_capped", ActAttrs(Act.SWIGLU, offset=1.0, gate_softcap=4.0, up_softcap=25.0)),
     lambda: expert_gemm("gemm_biased", ActAttrs(Act.SWIGLU), bias=True, turned=True),
 ]
 

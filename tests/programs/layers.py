@@ -43,7 +43,9 @@ def ffns(draw: st.DrawFn, hidden: int) -> tuple[str, str, str]:
     """The activation applied to the first gemm, that gemm's width, and options that both gemms share."""
     width = 8 * draw(st.integers(1, 4))
     gated = draw(st.booleans())
-    fn = draw(st.sampled_from(("swiglu", "geglu") if gated else ("relu", "relu2", "silu", "gelu")))
+    fn = draw(
+        st.sampled_from(("swiglu", "geglu", "geglu_tanh") if gated else ("relu", "relu2", "silu", "gelu", "gelu_tanh"))
+    )
     extra = ""
     if draw(st.booleans()):
         extra += ", limit=0.5"
@@ -51,6 +53,8 @@ def ffns(draw: st.DrawFn, hidden: int) -> tuple[str, str, str]:
         extra += ", interleaved=true, offset=1.0"
     if fn == "swiglu" and draw(st.booleans()):
         extra += ", alpha=1.702"
+    if fn == "swiglu" and draw(st.booleans()):
+        extra += ", gate_softcap=0.5, up_softcap=2.0"
     both = "".join(f", {name}=true" for name in ("bias", "transposed") if draw(st.booleans()))
     return f"{fn}(%s{extra})", f"{width * (2 if gated else 1)}", both
 
