@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from epsc.grammar.trace.probe import Inputs, dtype_of, inputs_of, twin_of
+from epsc.grammar.trace.probe import Inputs, inputs_of
 from epsc.grammar.trace.spans import module_span
+from epsc.grammar.trace.twin import dtype_of, twin_of
 from epsc.ir.dims import DType
 from epsc.ir.errors import Diagnostic, EpsError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,9 @@ from epsc.grammar import format_spec
 from epsc.grammar.trace.capture import Captured, attribute
 from epsc.grammar.trace.lift import LAYER, Lifted, copied, cut, lift, without_router
 from epsc.grammar.trace.paths import capture
-from epsc.grammar.trace.probe import Inputs, twin_of
-from epsc.grammar.trace.weights import Weight
+from epsc.grammar.trace.probe import Inputs
+from epsc.grammar.trace.twin import twin_of
+from epsc.grammar.trace.weights import Get, Weight
 from epsc.grammar.trace.write import write
 from epsc.interpret import interpret
 from epsc.ir.errors import Diagnostic, EpsError
@@ -62,7 +63,7 @@ class Traced:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the language could not say, and so runs as captured."""
+        """What the language could not say, and so runs as captured; what could not be verified."""
         return self.lifted.notes
 
     def tensors(self) -> dict[str, Tensor]:
@@ -135,6 +136,9 @@ def trace(module: nn.Module, example_inputs: Sequence[Any] | Tensor | None = Non
     for kind in dict.fromkeys((torch.bfloat16, dtype)):
         if not fault and kind is not torch.float32:
             other = twin_of(module, kind, inputs.rows.device)
+            if kind is not dtype and (why := _stumbles(other, inputs, kind)):
+                lifted = replace(lifted, notes=(*lifted.notes, f"not verified in bf16, in which {said} fails: {why}"))
+                continue
             known = cases(other, inputs, kind)
             with capture(other, inputs, kind, lifted.pick) as captured:
                 lifted, fault = _accepted(other, captured, lifted, known, kind, said)
@@ -150,6 +154,16 @@ def trace(module: nn.Module, example_inputs: Sequence[Any] | Tensor | None = Non
         )
     spec = _spec(lifted, dtype, said, path)
     return Traced(module, inputs, spec, lifted.weights, lifted, dtype, path, cut(own, lifted), fingerprint(module))
+
+
+def _stumbles(module: nn.Module, inputs: Inputs, dtype: torch.dtype) -> str:
+    """Why the module's own code cannot run in a dtype, if it cannot."""
+    try:
+        with torch.no_grad():
+            module(*inputs.made(3, 0, dtype))
+    except Exception as error:
+        return str(error).strip().splitlines()[0] or type(error).__name__
+    return ""
 
 
 def _accepted(
@@ -187,10 +201,32 @@ def around(module: nn.Module, captured: Captured, lifted: Lifted, dtype: torch.d
     text = format_spec(_spec(lifted, dtype, name, captured.how))
     graph = driver.understand(Source(f"{name}.eps", text)).said
     known = dict([*module.named_parameters(), *module.named_buffers()])
-    weights = {weight.name: weight.read(known.__getitem__) for weight in lifted.weights}
+    weights = {weight.name: _readable(weight, known.__getitem__) for weight in lifted.weights}
     made = cut(captured, lifted)
     setattr(made, LAYER, Interpreted(graph, weights))
     return made
+
+
+def _readable(weight: Weight, get: Get) -> Tensor:
+    """The weight, or of many pieces for each expert what the interpreter reads of one: its experts one by one."""
+    if not weight.experts or (len(weight.pieces) == 1 and not weight.pieces[0].listed):
+        return weight.read(get)
+    return cast(Tensor, OneByOne(weight, get))
+
+
+class OneByOne:
+    """A weight whose experts are put together when they are read, so that not all of them are in memory twice."""
+
+    def __init__(self, weight: Weight, get: Get) -> None:
+        self.weight, self.get = weight, get
+        self.shape = weight.shape
+        self.dtype = get(weight.sources[0]).dtype
+
+    def is_floating_point(self) -> bool:
+        return self.dtype.is_floating_point
+
+    def __getitem__(self, expert: int) -> Tensor:
+        return self.weight.one(self.get, expert)
 
 
 class Interpreted(nn.Module):

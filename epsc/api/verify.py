@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from epsc.grammar.trace.probe import Inputs
+from epsc.grammar.trace.twin import widened
 from epsc.ir.errors import EpsError
 
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -52,7 +52,7 @@ class Case:
 
 def cases(module: nn.Module, inputs: Inputs, dtype: torch.dtype) -> list[Case]:
     """What `module`, which is in that dtype, computes on every load."""
-    wide = module if dtype is torch.float32 else copy.deepcopy(module).float()
+    wide = module if dtype is torch.float32 else widened(module)
     found = []
     for seed, (tokens, same) in enumerate(LOADS):
         args = inputs.made(tokens, 100 + seed, dtype, same=same)

@@ -33,13 +33,25 @@ def form(module: nn.Module, seam: Seam, hidden: int, top_k: int, device: torch.d
 
 def _counts(tensors: dict[str, Tensor], numbers: set[int], top_k: int) -> list[int]:
     """How many experts there may be: first what the first dimension of stacked weights says, then listed ones."""
-    stacked = [t.shape[0] for t in tensors.values() if t.ndim == 3]
-    words = {
-        int(part.rpartition("_")[2]) + 1 for n in tensors for part in n.split(".") if part.rpartition("_")[2].isdigit()
-    }
+    stacked, words = _stacked(tensors), _listed(tensors)
     said = sorted((n for n in numbers if 1 < n <= 4096), reverse=True)
     divides = [n for n in said if all(t.shape[0] % n == 0 for t in tensors.values() if t.ndim == 2)]
     return [n for n in dict.fromkeys([*stacked, *sorted(words, reverse=True), *divides]) if n >= top_k]
+
+
+def most_experts(tensors: dict[str, Tensor]) -> int:
+    """As many as there can be, by weights that are stacked or listed; else by the rows of any matrix."""
+    known = [*_stacked(tensors), *_listed(tensors)]
+    return min(max(known or [t.shape[0] for t in tensors.values() if t.ndim > 1] or [1]), 1024)
+
+
+def _stacked(tensors: dict[str, Tensor]) -> list[int]:
+    return [t.shape[0] for t in tensors.values() if t.ndim == 3]
+
+
+def _listed(tensors: dict[str, Tensor]) -> set[int]:
+    last = [part.rpartition("_")[2] for name in tensors for part in name.split(".")]
+    return {int(number) + 1 for number in last if number.isdigit()}
 
 
 def module_numbers(module: nn.Module) -> list[int | float]:

@@ -20,10 +20,10 @@ from epsc.grammar.trace.capture import (
     read_by,
     seams,
 )
-from epsc.grammar.trace.form import form
+from epsc.grammar.trace.form import form, most_experts
 from epsc.grammar.trace.loops import candidates, inside, replaced
 from epsc.grammar.trace.probe import Inputs
-from epsc.grammar.trace.seam import add_site, marking
+from epsc.grammar.trace.seam import add_site, forgotten, marking
 from epsc.grammar.trace.spans import module_span
 from epsc.grammar.trace.tracer import traced
 from epsc.ir.errors import Diagnostic, EpsError
@@ -41,10 +41,11 @@ def capture(module: nn.Module, inputs: Inputs, dtype: torch.dtype, pick: int = -
     `pick` is that of an earlier capture of the same module; without it the module is an fp32 twin, whose experts can
     be looked at.
     """
-    if pick >= 0:
-        yield _written_out(module, inputs, dtype, pick)
-        return
     with ExitStack() as stack:
+        stack.enter_context(forgotten())
+        if pick >= 0:
+            yield _written_out(module, inputs, dtype, pick)
+            return
         marks = stack.enter_context(marking())
         found = seams(module, inputs.made(LEAD[-len(inputs.leading) :], 0, dtype))
         if len(found) + len(marks.sites) > 1:
@@ -79,8 +80,7 @@ def _graph(module: nn.Module, inputs: Inputs, dtype: torch.dtype) -> tuple[Graph
 
 def _written_out(module: nn.Module, inputs: Inputs, dtype: torch.dtype, pick: int) -> Captured:
     """A block whose experts are in its own code: loops, einsums, gathers."""
-    most = max((p.shape[0] for p in module.parameters() if p.ndim > 1), default=1)
-    count = TOKENS * min(most, 1024)
+    count = TOKENS * most_experts(dict(module.named_parameters()))
     lead = (1,) * (len(inputs.leading) - 1)
     try:
         graph = traced(module, inputs.made((*lead, count), 0, dtype))

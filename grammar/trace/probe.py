@@ -1,15 +1,13 @@
-"""Probes: inputs of other sizes made after those of an example, and a twin of a module with made-up weights."""
+"""Probes: inputs of other sizes made after those of an example."""
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -64,35 +62,3 @@ def inputs_of(example: Sequence[Any]) -> Inputs | None:
         if isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 2:
             return Inputs(tuple(example), i)
     return None
-
-
-def twin_of(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """A copy of the module to try things on: with made-up weights, so that what is zero or unset in it counts.
-
-    In `dtype` is what has the dtype of the module; what is wider there, such as the bias of a router, stays so.
-    """
-    twin = copy.deepcopy(module)
-    if any(p.is_meta for p in module.parameters()):
-        twin = twin.to_empty(device=device)
-    twin = twin.to(device=device).eval()
-    main = dtype_of(module)
-    for tensor in (*twin.parameters(), *twin.buffers()):
-        if tensor.is_floating_point() and (dtype is torch.float32 or tensor.dtype is main):
-            tensor.data = tensor.data.to(dtype)
-    generator = torch.Generator(device).manual_seed(0)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.requires_grad_(False)
-            if parameter.is_floating_point():
-                fan = parameter.shape[-1] if parameter.ndim > 1 else 16
-                numbers = torch.randn(parameter.shape, generator=generator, device=device)
-                parameter.copy_(numbers / math.sqrt(fan))
-        for buffer in twin.buffers():
-            if buffer.is_floating_point() and not buffer.is_inference() and bool((buffer == 0).all()):
-                buffer.copy_(0.25 * torch.randn(buffer.shape, generator=generator, device=device))
-    return twin
-
-
-def dtype_of(module: nn.Module) -> torch.dtype:
-    """The dtype of most of what a module computes with."""
-    return max((p for p in module.parameters() if p.is_floating_point()), key=lambda p: p.numel()).dtype

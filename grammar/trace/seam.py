@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 Experts = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 _sites: dict[int, Experts] = {}
+_numbers = count()
 
 
 @torch.library.custom_op("epsc::experts", mutates_args=())
@@ -33,9 +35,20 @@ EXPERTS = torch.ops.epsc.experts.default
 
 def add_site(experts: Experts) -> int:
     """A number by which the op finds `experts`."""
-    site = len(_sites)
+    site = next(_numbers)
     _sites[site] = experts
     return site
+
+
+@contextmanager
+def forgotten() -> Iterator[None]:
+    """Sites that are added while this lasts are gone afterwards, and with them the module that was traced."""
+    before = set(_sites)
+    try:
+        yield
+    finally:
+        for site in _sites.keys() - before:
+            del _sites[site]
 
 
 def run_site(site: int) -> Experts:

@@ -77,11 +77,15 @@ class Weight:
         held = first if count < self.experts and all(n == count for n in wholes) else 0
         made: Tensor | None = None
         for i in range(count):
-            one = torch.cat([each.one(get, first + i, held) for each in self.pieces])
+            one = self.one(get, first + i, held)
             made = one.new_empty(count, *one.shape) if made is None else made
             made[i] = one
         assert made is not None
         return made
+
+    def one(self, get: Get, expert: int, first: int = 0) -> Tensor:
+        """What one expert has of the weight."""
+        return torch.cat([each.one(get, expert, first) for each in self.pieces])
 
     def spread(self, weight: Tensor, first: int = 0) -> dict[str, Tensor]:
         """The module's tensors again, of the experts that `weight` holds, from expert `first` on."""
@@ -114,12 +118,7 @@ def banks(tensors: Iterable[tuple[str, tuple[int, ...]]], experts: int) -> list[
     Listed ones differ in one number of their names: `experts.0.up.weight`, `experts.1.up.weight`.
     """
     known = dict(tensors)
-    found = [Bank((name,), shape[1:]) for name, shape in known.items() if len(shape) > 1 and shape[0] == experts]
-    found += [
-        Bank((name,), (shape[0] // experts, *shape[1:]))
-        for name, shape in known.items()
-        if len(shape) == 2 and shape[0] % experts == 0 and shape[0] > experts
-    ]
+    found = []
     patterns = [(pattern, number, name) for name in known for pattern, number in _numbered(name)]
     for _, same in groupby(sorted(patterns), key=lambda each: each[0]):
         members = sorted(same, key=lambda each: each[1])
@@ -128,7 +127,15 @@ def banks(tensors: Iterable[tuple[str, tuple[int, ...]]], experts: int) -> list[
         shapes = {known[name] for name in names}
         if numbers == list(range(experts)) and len(shapes) == 1 and experts > 1:
             found.append(Bank(names, shapes.pop()))
-    return found
+    listed = {name for bank in found for name in bank.names}
+    alone = {name: shape for name, shape in known.items() if name not in listed}
+    stacked = [Bank((name,), shape[1:]) for name, shape in alone.items() if len(shape) > 1 and shape[0] == experts]
+    stacked += [
+        Bank((name,), (shape[0] // experts, *shape[1:]))
+        for name, shape in alone.items()
+        if len(shape) == 2 and shape[0] % experts == 0 and shape[0] > experts
+    ]
+    return stacked + found
 
 
 def _numbered(name: str) -> list[tuple[str, int]]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from epsc.grammar.trace.twin import dtype_of
 from epsc.hf import Routed
 
 HIDDEN = 32
@@ -102,6 +103,17 @@ def made(family: Family) -> nn.Module:
     return (block if family.block else Routed(block)).float().eval()
 
 
+def halved(family: Family) -> nn.Module:
+    """The block in bf16 as transformers would load it: some parameters stay in fp32, by the names that a model says."""
+    kinds = vars(importlib.import_module(family.module)).values()
+    kept = {name for kind in kinds for name in getattr(kind, "_keep_in_fp32_modules_strict", None) or ()}
+    block = made(family).bfloat16()
+    for name, tensor in [*block.named_parameters(), *block.named_buffers()]:
+        if any(re.search(rf"(^|\.){re.escape(each)}($|\.)", f"mlp.{name}") for each in kept):
+            tensor.data = tensor.data.float()
+    return block
+
+
 def arguments(block: nn.Module, tokens: int) -> tuple[Tensor, ...]:
     """What the block is called with: tokens, and their ids where a router reads them; or tokens and a routing."""
     if isinstance(block, Routed):
@@ -116,7 +128,7 @@ def apart(block: nn.Module, compiled: nn.Module, tokens: int) -> float:
     """How far a compiled block is from what it stands in for, over the largest value: in fp32, and in 16 bits row by
     row from the block or from the block in fp32 on the same numbers, because a router that rounds its logits may choose
     the other of two close experts."""
-    dtype = next(block.parameters()).dtype
+    dtype = dtype_of(block)
     wide = copy.deepcopy(block).float()
     given = tuple(t.to(dtype) if t.is_floating_point() else t for t in arguments(block, tokens))
     with torch.no_grad():

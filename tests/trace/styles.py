@@ -128,6 +128,26 @@ class Stacked(nn.Module):
         return out.view(hidden.size(0), -1, hidden.size(-1))
 
 
+class Grouped(nn.Module):
+    """Weights of all experts in one tensor for each product, and a loop over experts (Hugging Face's)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(HIDDEN, EXPERTS, bias=False)
+        self.gate_up = nn.Parameter(torch.randn(EXPERTS, 2 * INNER, HIDDEN))
+        self.down = nn.Parameter(torch.randn(EXPERTS, HIDDEN, INNER))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        x = hidden.view(-1, hidden.shape[-1])
+        weights, ids = self.gate(x).softmax(-1).topk(TOP_K, dim=-1)
+        out = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            rows, slot = torch.where(ids == e)
+            gate, up = F.linear(x[rows], self.gate_up[e]).chunk(2, dim=-1)
+            out.index_add_(0, rows, F.linear(F.silu(gate) * up, self.down[e]) * weights[rows, slot, None])
+        return out.view(hidden.shape)
+
+
 class Sorted(Block):
     """argsort, and a slice for each expert (DeepSeek's inference code)."""
 

@@ -18,11 +18,12 @@ import torch.distributed as dist
 
 import epsc
 from epsc.api.compiling import stand_in
+from epsc.grammar.trace.twin import dtype_of
 from epsc.ir.errors import EpsError
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from tests.trace.families import Family, apart, arguments, families, made
+from tests.trace.families import Family, apart, arguments, families, halved, made
 from tests.trace.forked import forked
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -74,7 +75,7 @@ def row(family: Family, whole: bool = True) -> tuple[str, ...]:
     equal(family, block, traced, 1, FP32)
     equal(family, block, traced, RANKS, FP32)
     if whole:
-        half = made(family).bfloat16()
+        half = halved(family)
         equal(family, half, epsc.trace(half, given(half)), 1, BF16)
     router = "fused" if traced.lifted.router else "as captured" if family.block else "given"
     shared = "".join(" + shared" if branch.act else " + x" for branch in traced.lifted.shared)
@@ -86,7 +87,7 @@ def row(family: Family, whole: bool = True) -> tuple[str, ...]:
 def given(block: torch.nn.Module) -> tuple[torch.Tensor, ...]:
     """Arguments to read a block by."""
     torch.manual_seed(1)
-    dtype = next(block.parameters()).dtype
+    dtype = dtype_of(block)
     return tuple(t.to(dtype) if t.is_floating_point() else t for t in arguments(block, 5))
 
 
