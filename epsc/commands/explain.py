@@ -16,9 +16,8 @@ from epsc.commands.report import report
 from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.graph import places_of
 from epsc.ir.places import named, short_names
-from epsc.ir.schedule import Schedule, Step
 from epsc.machine.cluster import Cluster, Origin
-from epsc.machine.cost import cost
+from epsc.machine.ranks import simulate_ranks, skewed
 from epsc.machine.reasons import exposures, least_total, spent
 from epsc.machine.simulate import simulate
 from epsc.machine.timeline import Timeline
@@ -129,8 +128,10 @@ def _changes(plan: driver.Plan, asked: list[Candidate], skew: float) -> Iterator
         verb = "still" if taken.decl.name == best.decl.name else "then"
         serial = duration(now[0].seconds)
         yield f"  {change.words:<34}{verb} {taken.decl.name}, {duration(taken.seconds)} (serial {serial})"
-    skewed = simulate(plan.schedule, layer.cluster, layer.load[1], _busiest(skew)).total
-    yield f"  {f'busiest rank has {skew:g} x the rows':<34}this plan takes {duration(skewed)}"
+    if plan.schedule.ep > 1:
+        ranks = simulate_ranks(plan.schedule, layer.cluster, layer.load[1], skewed(plan.schedule.ep, skew))
+        total = duration(max(timeline.total for timeline in ranks))
+        yield f"  {f'busiest rank has {skew:g} x the rows':<34}this plan takes {total}"
 
 
 @dataclass(frozen=True)
@@ -155,17 +156,6 @@ def _what_if(cluster: Cluster, load: int) -> Iterator[_Change]:
     yield _Change("launches that cost the host nothing", replace(cluster, device=free), load)
     alone = replace(device, base=base, besides=tuple(replace(b, points=((1.0, 1.0),)) for b in device.besides))
     yield _Change("transfers that disturb no product", replace(cluster, device=alone), load)
-
-
-def _busiest(skew: float) -> Any:
-    """Costs of the rank that has more rows than the mean: what works on rows that arrived takes longer."""
-
-    def costs(schedule: Schedule, step: Step, cluster: Cluster, load: int) -> float:
-        symbols = {schedule.graph.types[ref.value].shape[0].symbol for ref in (*step.reads, *step.writes)}
-        here = any(symbol.startswith("rows(") for symbol in symbols)
-        return cost(schedule, step, cluster, load) * (skew if here else 1.0)
-
-    return costs
 
 
 def _measured(path: Path, plan: driver.Plan) -> Iterator[str]:

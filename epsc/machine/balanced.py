@@ -153,9 +153,11 @@ def row_count(step: Step, schedule: Schedule, load: int) -> float:
     return 0 if first.known else count(first, schedule, schedule.node(step), load)
 
 
-def known_numbers(step: Step, schedule: Schedule, load: int, backend: str) -> dict[Metric, int | str]:
-    """What a `Choice` may look at, for one step on a `cuda` or `cpu` device."""
-    rows = row_count(step, schedule, load)
+def known_numbers(
+    step: Step, schedule: Schedule, load: int, backend: str, share: float = 1.0
+) -> dict[Metric, int | str]:
+    """What a `Choice` may look at, for one step on a `cuda` or `cpu` device with `share` times the rows."""
+    rows = row_count(step, schedule, load) * share
     mean = int(rows / (group_experts(step, schedule) or 1))
     return {
         Metric.ROWS: int(rows),

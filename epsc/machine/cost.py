@@ -1,7 +1,7 @@
 """How long a step takes alone: its roofline times the ratio that its implementation was measured at (`roofline`).
 
 Nothing here knows an op kind by name: what a step is bound by and occupies stands in the table of implementations, and
-what it was measured at in the device's profile. Routing is taken to be balanced.
+what it was measured at in the device's profile. Routing is taken to be balanced, but for the `share` of a rank.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from epsc.ir.schedule import Schedule, Step
 from epsc.machine.balanced import group_experts, region
 from epsc.machine.cluster import Cluster, Device
 from epsc.machine.roofline import floor_of, latency, least, ratio, rows_pass
-from epsc.machine.work import Work, matrix, picked, work
+from epsc.machine.work import Work, matrix, of_arrived, picked, work
 
 Costs = Callable[[Schedule, Step, Cluster, int], float]
 """Seconds of a step alone at a load in tokens per rank."""
@@ -36,10 +36,14 @@ class Priced:
     """Of these, what a transfer takes that moves nothing."""
 
 
-def price(schedule: Schedule, step: Step, cluster: Cluster, load: int, most: int | None = None) -> Priced:
-    """What `step` does and takes alone, once started, when every rank has `load` tokens, of at most `most`."""
-    impl = picked(schedule, step, load, cluster.device.backend)
-    done = work(schedule, step, load, cluster.device.backend, impl, most)
+def price(
+    schedule: Schedule, step: Step, cluster: Cluster, load: int, most: int | None = None, share: float = 1.0
+) -> Priced:
+    """What `step` does and takes alone, once started, when every rank has `load` tokens, of at most `most`, and to this
+    one come `share` times the rows that come when routing is balanced."""
+    share = share if of_arrived(schedule, step) else 1.0
+    impl = picked(schedule, step, load, cluster.device.backend, share)
+    done = work(schedule, step, load, cluster.device.backend, impl, most).of_rows(share)
     device, floor = cluster.device, 0.0
     if schedule.node(step).info.role is Role.TRANSFER:
         floor = floor_of(device, impl.kind, impl.name)

@@ -1,4 +1,5 @@
-"""Simulate a Schedule: when each step runs on one rank, if every rank does the same at the same time.
+"""Simulate a Schedule: when each step runs on one rank, if every rank does the same at the same time. Ranks that are
+not alike run beside each other (`ranks.py`).
 
 A step starts when all of these hold:
 
@@ -48,7 +49,7 @@ from epsc.machine.cost import Costs, Priced, demand, group, issue, price
 from epsc.machine.timeline import Event, Timeline
 from epsc.machine.work import Work
 
-_SMS, _COPY = "SMs", "copy engines"
+_SMS, _COPY, _COMM = "SMs", "copy engines", "communicator "
 
 
 def simulate(
@@ -70,7 +71,7 @@ def simulate(
         raise EpsError(
             Diagnostic("not-placed", f"schedule `{schedule.name}` is only {schedule.stage.name.lower()}: no lanes")
         )
-    return _Run(schedule, cluster, load, costs, graph, most).timeline()
+    return Run(schedule, cluster, load, costs, graph, most).timeline()
 
 
 IN_A_ROW = 4
@@ -80,11 +81,11 @@ IN_A_ROW = 4
 def period(schedule: Schedule, cluster: Cluster, load: int, graph: bool = False, most: int | None = None) -> float:
     """Seconds of a forward of `IN_A_ROW`, as they are measured: the first finds the device idle and the host at the
     start; in the others the host is ahead of the device as far as the schedule lets it."""
-    first = _Run(schedule, cluster, load, None, graph, most)
+    first = Run(schedule, cluster, load, None, graph, most)
     alone = first.timeline().total
     if graph:
         return alone
-    later = _Run(schedule, cluster, load, None, False, most, prices=first.prices)
+    later = Run(schedule, cluster, load, None, False, most, prices=first.prices)
     if any(step.lane == HOST_LANE for step in schedule.steps):
         later.clock = first.issued - alone
         each = later.timeline().total
@@ -123,7 +124,7 @@ def makers_of(schedule: Schedule) -> dict[str, tuple[str, ...]]:
 
 
 @dataclass
-class _Job:
+class Job:
     """A step on its way through the simulation."""
 
     index: int
@@ -139,6 +140,8 @@ class _Job:
     before: str
     """The step before it on its lane."""
     waits: tuple[str, ...]
+    signals: frozenset[str] = frozenset()
+    """Of these, what it waits for on every rank, if they are not all alike."""
     issued: float = inf
     """When the host has issued its first kernel."""
     issue_end: float = inf
@@ -150,14 +153,26 @@ class _Job:
     memory: float = 0.0
     """The share of the memory's rate that it needs at pace 1."""
     pace: float = 1.0
+    own_pace: float = 1.0
+    """What its pace would be if it were not for other ranks."""
     paced: float = 0.0
     """Since when it has this pace."""
     left: float = 0.0
     """Seconds at pace 1 that it still had to do then."""
+    meeting: Meeting | None = None
+    """Of a collective: where it meets ranks that are not alike."""
+    met: float = inf
+    """When it began to do its work: at once, or when the last rank came."""
     after: str = ""
     waited_for: str = ""
     host_after: str = ""
     """The host-lane step that the host stopped at last before it issued this one."""
+
+    def begin(self, now: float) -> None:
+        """Do its work from now on."""
+        self.met = self.paced = now
+        self.left = self.seconds
+        self.end = max(now + self.seconds, self.issue_end)
 
     def go_on(self, now: float, pace: float) -> None:
         """Run at another pace from now on."""
@@ -169,7 +184,53 @@ class _Job:
 
 
 @dataclass
-class _Run:
+class Meeting:
+    """A collective of ranks that are not alike: it moves nothing before all have come, and then takes each of them as
+    long as the one that has most to move.
+
+    A rank that waits there keeps the SMs that are set apart for it; links, and SMs that it would take if they were
+    free, are for others meanwhile: so two ranks that come to two collectives in another order do not block each other.
+    """
+
+    awaited: int
+    came: list[tuple[Run, Job, dict[str, int]]] = field(default_factory=list)
+    """With what each takes while it moves."""
+    begun: bool = False
+
+    def come(self, run: Run, job: Job, now: float) -> None:
+        self.came.append((run, job, job.takes))
+        self.begin(now)
+
+    def begin(self, now: float) -> None:
+        """Begin, if all are here and links are free on all of them."""
+        if self.begun or len(self.came) < self.awaited:
+            return
+        if all(run.has_links(job, takes, now) for run, job, takes in self.came):
+            self.begun = True
+            seconds = max(job.seconds for _, job, _ in self.came)
+            for _, job, takes in self.came:
+                job.seconds, job.takes = seconds, takes
+                job.begin(now)
+
+    def go_on(self, now: float) -> None:
+        """Go on at the pace of the slowest: everybody waits for what that one sends and gets."""
+        pace = min(job.own_pace for _, job, _ in self.came)
+        for _, job, _ in self.came:
+            job.go_on(now, pace)
+
+    def settle(self) -> bool:
+        """The moment is over: whoever came waits. Whether that gave anything back."""
+        gave = False
+        for _, job, takes in () if self.begun else self.came:
+            kept = {name: n for name, n in takes.items() if name.startswith(_COMM) or (name == _SMS and job.step.sms)}
+            gave, job.takes = gave or job.takes != kept, kept
+        return gave
+
+
+@dataclass
+class Run:
+    """The run of a rank, and of all that are like it."""
+
     schedule: Schedule
     cluster: Cluster
     load: int
@@ -182,9 +243,16 @@ class _Run:
     """When the host had issued everything."""
     prices: dict[str, Priced] = field(default_factory=dict)
     """Of steps alone, if they are known already."""
-    jobs: dict[str, _Job] = field(default_factory=dict)
+    share: float = 1.0
+    """Rows that come to it, over those when routing is balanced."""
+    others: list[Run] = field(default_factory=list)
+    """The runs of ranks that are not like it, whose signals it waits for."""
+    jobs: dict[str, Job] = field(default_factory=dict)
     room: dict[str, int] = field(default_factory=dict)
-    freed: dict[str, _Job] = field(default_factory=dict)
+    freed: dict[str, Job] = field(default_factory=dict)
+    lanes: dict[str, deque[Job]] = field(default_factory=dict)
+    """What has not started, by lane."""
+    running: list[Job] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         waits = waits_of(self.schedule)
@@ -192,7 +260,9 @@ class _Run:
         last: dict[str, str] = {}
         self.room = {_SMS: self.schedule.chip_sms, _COPY: max(1, self.cluster.device.copy_engines)}
         for index, step in enumerate(self.schedule.steps):
-            priced = self.prices.get(step.key) or price(self.schedule, step, self.cluster, self.load, self.most)
+            priced = self.prices.get(step.key) or price(
+                self.schedule, step, self.cluster, self.load, self.most, self.share
+            )
             self.prices[step.key] = priced
             impl, amount, seconds = priced.impl, priced.work, priced.seconds
             takes = self._takes(step, impl)
@@ -201,7 +271,7 @@ class _Run:
             if self.costs:
                 seconds = self.costs(self.schedule, step, self.cluster, self.load)
             floor = priced.floor
-            self.jobs[step.key] = _Job(
+            self.jobs[step.key] = Job(
                 index,
                 step,
                 self.schedule.node(step).info.role,
@@ -224,7 +294,7 @@ class _Run:
         if role in (Role.CONTROL, Role.HOST):
             return takes
         if role is Role.TRANSFER and step.comm:
-            takes[f"communicator {step.comm}"] = 1
+            takes[f"{_COMM}{step.comm}"] = 1
         if impl.cost.bound is Bound.LATENCY:
             return takes
         if Resource.SMS in impl.occupies:
@@ -242,52 +312,61 @@ class _Run:
         return takes
 
     def timeline(self) -> Timeline:
-        """Go from event to event: start what can start, then move on to the next end or the next readiness."""
-        lanes: dict[str, deque[_Job]] = {}
+        """Of this rank beside others that are all like it."""
+        going = self.go()
+        now = next(going)
+        while now < inf:
+            now = going.send(now)
+        return self.result()
+
+    def go(self) -> Generator[float, float, None]:
+        """From event to event: start what can start, and say when something ends or is ready next. Then it is told
+        what time it is: that, or earlier, if something happened on another rank."""
         for job in self.jobs.values():
-            lanes.setdefault(job.step.lane, deque()).append(job)
+            self.lanes.setdefault(job.step.lane, deque()).append(job)
         host = self._host()
         next(host)
-        now, running = 0.0, list[_Job]()
-        while heads := [queue[0] for queue in lanes.values() if queue]:
+        now = 0.0
+        while heads := self._heads():
             host.send(now)
-            for job in running:
+            for job in self.running:
                 if job.end <= now:
                     self._let_go(job)
-            running = [job for job in running if job.end > now]
-            started = list(self._start(now, heads, running))
+            self.running = [job for job in self.running if job.end > now]
+            started = list(self._start(now, heads, self.running))
             for job in started:
-                lanes[job.step.lane].popleft()
-            running += started
-            self._pace(now, [job for job in running if job.end > now])
+                self.lanes[job.step.lane].popleft()
+            self.running += started
+            self._pace(now)
             if started:
-                continue  # the next step of a lane may start at once, if this one has no length
-            later = [job.end for job in running] + [t for t in map(self._ready, heads) if now < t < inf]
-            if not later:
-                raise EpsError(
-                    Diagnostic(
-                        "stuck-schedule",
-                        f"step `{heads[0].step.key}` of `{self.schedule.name}` can never start",
-                        help=f"it needs {self._missing(heads[0])}",
-                    )
-                )
-            now = min(later)
-        while running := [job for job in running if job.end > now]:
-            now = min(job.end for job in running)
-            self._pace(now, [job for job in running if job.end > now])
-        return self._result()
+                now = yield now  # the next step of a lane may start at once, if this one has no length
+                continue
+            later = [job.end for job in self.running] + [t for t in map(self._ready, heads) if now < t]
+            now = yield min(later, default=inf)
+        while True:
+            self.running = [job for job in self.running if job.end > now]
+            self._pace(now)
+            now = yield min((job.end for job in self.running), default=inf)
 
-    def _pace(self, now: float, running: list[_Job]) -> None:
-        """Let what runs now go on at the pace that it has beside the others."""
+    def _heads(self) -> list[Job]:
+        return [queue[0] for queue in self.lanes.values() if queue]
+
+    def _pace(self, now: float) -> None:
+        """Let what runs now go on at the pace that it has beside the others; what waits for ranks slows nobody."""
+        running = [job for job in self.running if now < job.end < inf]
         memory = max(1.0, sum(job.memory for job in running))
         for job in running:
             beside = 1.0
             for other in running:
                 pair = self._pair(job, other)
                 beside *= pair if pair is not None else 1.0
-            job.go_on(now, min(beside, 1 / memory if job.memory else 1.0))
+            job.own_pace = min(beside, 1 / memory if job.memory else 1.0)
+            if job.meeting:
+                job.meeting.go_on(now)
+            else:
+                job.go_on(now, job.own_pace)
 
-    def _pair(self, one: _Job, other: _Job) -> float | None:
+    def _pair(self, one: Job, other: Job) -> float | None:
         """The measured pace of both beside each other; None if they are no transfer and product, or never measured."""
         if one.role is Role.COMPUTE:
             one, other = other, one
@@ -331,7 +410,7 @@ class _Run:
             for name in graph.inputs
         )
 
-    def _constraints(self, job: _Job) -> list[tuple[float, int, str, str]]:
+    def _constraints(self, job: Job) -> list[tuple[float, int, str, str]]:
         """(time, rank, step, words) for each thing other than resources that holds the job; the last one binds."""
         held = [(job.issued, 0, job.host_after, "the host to issue it")]
         if job.before:
@@ -341,12 +420,15 @@ class _Run:
                 other = self.jobs[wait]
                 delay = self.cluster.device.event_s if other.step.lane != job.step.lane else 0.0
                 held.append((other.end + delay, 2, wait, f"{wait} to be done"))
+                if wait in job.signals:
+                    there = max(run.jobs[wait].end for run in self.others)
+                    held.append((there + delay, 2, wait, f"{wait} of another rank"))
         return held
 
-    def _ready(self, job: _Job) -> float:
+    def _ready(self, job: Job) -> float:
         return max(time for time, *_ in self._constraints(job))
 
-    def _start(self, now: float, heads: list[_Job], running: list[_Job]) -> Iterator[_Job]:
+    def _start(self, now: float, heads: list[Job], running: list[Job]) -> Iterator[Job]:
         """Start what is ready and fits; what does not fit keeps its resources from those behind it."""
         busy = [job for job in running if job.takes]
         closed: set[str] = set()
@@ -369,29 +451,46 @@ class _Run:
             else:
                 _, _, job.after, words = max(self._constraints(job), key=lambda held: held[:2])
                 job.waited_for = words if now > 0 else ""
-            job.start = job.paced = now
-            job.left = job.seconds
-            job.end = max(now + job.seconds, job.issue_end)
+            job.start = now
+            if job.meeting:
+                job.meeting.come(self, job, now)
+            else:
+                job.begin(now)
             busy.append(job)
             yield job
 
-    def _let_go(self, job: _Job) -> None:
+    def _let_go(self, job: Job) -> None:
         """Note of each resource who gave some of it back last."""
         for name in job.takes:
             last = self.freed.get(name)
             if last is None or (last.end, last.index) < (job.end, job.index):
                 self.freed[name] = job
 
-    def _fits(self, job: _Job, name: str, busy: list[_Job]) -> bool:
+    def _fits(self, job: Job, name: str, busy: list[Job]) -> bool:
         others = busy if name != _SMS else [other for other in busy if self._pair(job, other) is None]
         return sum(other.takes.get(name, 0) for other in others) + job.takes[name] <= self.room[name]
 
-    def _missing(self, job: _Job) -> str:
+    def has_links(self, job: Job, takes: dict[str, int], now: float) -> bool:
+        """Whether the links that a collective takes are free, once its ranks are here."""
+        busy = [other for other in self.running if other is not job and other.end > now]
+        names = [name for name in takes if name != _SMS and not name.startswith(_COMM)]
+        return all(sum(other.takes.get(name, 0) for other in busy) + takes[name] <= self.room[name] for name in names)
+
+    def _missing(self, job: Job) -> str:
         blocked = [words for time, _, _, words in self._constraints(job) if time == inf]
         blocked += [f"step {wait}, which is not there" for wait in job.waits if wait not in self.jobs]
         return " and ".join(blocked)
 
-    def _result(self) -> Timeline:
+    def result(self) -> Timeline:
+        """What ran. Raises EpsError if not all did."""
+        if heads := self._heads():
+            raise EpsError(
+                Diagnostic(
+                    "stuck-schedule",
+                    f"step `{heads[0].step.key}` of `{self.schedule.name}` can never start",
+                    help=f"it needs {self._missing(heads[0])}",
+                )
+            )
         events = []
         for job in sorted(self.jobs.values(), key=lambda job: (job.start, job.index)):
             node = self.schedule.node(job.step)
@@ -410,7 +509,8 @@ class _Run:
                     sms=job.step.sms,
                     impl=job.impl.name,
                     work=job.work,
-                    alone=max(job.seconds, min(job.issue_end, job.end) - job.start),
+                    alone=max(job.met - job.start + job.seconds, min(job.issue_end, job.end) - job.start),
+                    met=job.met if job.meeting else None,
                 )
             )
         named = [lane.name for lane in self.schedule.lanes]

@@ -36,6 +36,8 @@ class Event:
     work: Work = Work()
     alone: float | None = None
     """Seconds that it would take with nothing beside it, where that is known."""
+    met: float | None = None
+    """Of a collective: when the last rank came, and it began to move, where that is known."""
 
     @property
     def seconds(self) -> float:
@@ -88,6 +90,10 @@ class Timeline:
     events: tuple[Event, ...]
     host_busy: float = 0.0
     """Time that the host spent issuing."""
+    ranks: tuple[int, ...] = ()
+    """The ranks that it is of, where not all are alike."""
+    share: float = 1.0
+    """Rows that come to each of them, over the mean of all ranks."""
 
     @cached_property
     def event(self) -> dict[str, Event]:

@@ -5,7 +5,7 @@ Bytes of device memory are counted as if caches held nothing but what one op rea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from epsc.ir.attrs import CallAttrs, CollectiveAttrs, ExpertGemmActAttrs, ExpertGemmAttrs, SlotAttrs, TransferAttrs
@@ -59,10 +59,27 @@ class Work:
     chosen: float = 1.0
     """The share of the experts that the step works for that some token chose, and whose weights are read."""
 
+    def of_rows(self, share: float) -> Work:
+        """The same for so many times the rows, as they are on a rank whose experts are chosen more often."""
+        if share == 1.0:
+            return self
+        moved = self.weight_bytes + (self.hbm_bytes - self.weight_bytes) * share
+        byrows = {name: getattr(self, name) * share for name in _BY_ROWS}
+        return replace(self, hbm_bytes=moved, **byrows)
 
-def picked(schedule: Schedule, step: Step, load: int, backend: str) -> Impl:
-    """The implementation that the step's choice takes at this load."""
-    return impls_of(schedule.node(step).kind)[step.impl.pick(known_numbers(step, schedule, load, backend))]
+
+_BY_ROWS = ("flops", "padding_bytes", "after_bytes", "link_bytes", "rows")
+
+
+def of_arrived(schedule: Schedule, step: Step) -> bool:
+    """Whether it works on rows that arrived: those are more on a rank whose experts are chosen more often."""
+    symbols = (schedule.graph.types[ref.value].shape[0].symbol for ref in (*step.reads, *step.writes))
+    return any(symbol.startswith("rows(") for symbol in symbols)
+
+
+def picked(schedule: Schedule, step: Step, load: int, backend: str, share: float = 1.0) -> Impl:
+    """The implementation that the step's choice takes at this load, for `share` times the rows."""
+    return impls_of(schedule.node(step).kind)[step.impl.pick(known_numbers(step, schedule, load, backend, share))]
 
 
 def remote_share(schedule: Schedule, step: Step) -> float:
