@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from epsc.ir.attrs import RouteAttrs, RowsAttrs
 from epsc.ir.dims import Tensor
@@ -50,6 +51,23 @@ class Rows:
     """The mesh axis over whose ranks these are parts of a sum."""
     shard: str = ""
     """Of rows whose experts ranks share: `columns`, each rank has its own, or `sum`, each rank has a part of a sum."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product as it is said: a weight, how many columns it makes, and its options."""
+
+    weight: str
+    out: int
+    options: Mapping[str, Any]
+    span: Span | None
+    origin: str = ""
+    """What the op comes from, if not what is being built."""
+
+
+def all_of(route: Route) -> RowsAttrs:
+    """Rows for all experts of a route."""
+    return RowsAttrs(route.attrs.experts, route.attrs.top_k)
 
 
 Bound = Route | Rows | Ids | None

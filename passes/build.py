@@ -283,7 +283,7 @@ class _Builder(Collectives, Calls):
                 )
                 return None
         if not name:
-            name = self._fresh(scope, want if want and want != "return" else fn)
+            name = self._named(scope, want, fn)
         return self._layer(decl, args, f"{name}.", scope.places)
 
     def _stack(self, call: Call, scope: Scope, want: str) -> Bound:
@@ -299,7 +299,7 @@ class _Builder(Collectives, Calls):
         value: Bound = self._rows_arg(call, 1, scope)
         times = self.numbers.whole(call.args[2], "the number of layers")
         more = [self._expr(arg, scope) for arg in call.args[3:]]
-        name = self._fresh(scope, want if want and want != "return" else "layers")
+        name = self._named(scope, want, "layers")
         before, each = len(self.nodes), 0
         for i in range(times or 0):
             value = self._call_layer(call, first.name, [value, *more], scope, want, f"{name}.{i}")

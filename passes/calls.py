@@ -63,7 +63,7 @@ class Calls(Arguments, ABC):
                     "shape-mismatch", f"a module is given values of one element type: this is {value.type}", arg.span
                 )
                 return None
-        name = self._fresh(scope, want if want and want != "return" else module.name)
+        name = self._named(scope, want, module.name)
         tensor = Tensor(first.dtype, (first.shape[0], Dim(options.out) if options.out else first.shape[1]))
         full = module.name if options.shared else f"{scope.prefix}{module.name}"
         if not self._one_module(full, tensor, module):

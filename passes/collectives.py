@@ -19,14 +19,11 @@ class Collectives(Ops):
 
     def _select_local(self, call: Call, scope: Scope, want: str) -> Bound:
         """select_local(x, r): the rows of the experts of this rank, where every rank of ep has all tokens."""
-        self._count_args(call, 2)
-        x, route = self._rows_arg(call, 0, scope), self._route_arg(call, 1, scope)
+        sent = self._tokens_and_route(call, scope, "these rows are dispatched already")
         self._options(call, NoAttrs)
-        if x is None or route is None:
+        if sent is None:
             return None
-        if x.route:
-            self.faults.add("bad-argument", "these rows are dispatched already", call.span)
-            return None
+        x, route = sent
         if self.etp > 1:
             self.faults.add("etp", "rows that stay cannot share experts", call.span, help="set etp to 1")
             return None
@@ -42,7 +39,7 @@ class Collectives(Ops):
             )
             return None
         self._check_shared(route.attrs.experts, route.span)
-        name = self._fresh(scope, want if want and want != "return" else "select_local")
+        name = self._named(scope, want, "select_local")
         tensor = Tensor(x.type.dtype, (rows(name), x.type.shape[1]))
         attrs = RowsAttrs(route.attrs.experts, route.attrs.top_k)
         self._emit(name, "select_local", (x.name, route.experts), attrs, (tensor,), scope, call.span)
@@ -113,7 +110,7 @@ class Collectives(Ops):
         """A collective over an axis, which makes `made` rows of the columns of `rows`."""
         if call.fn == "reduce_scatter":
             made = tokens_of(axis)
-        name = self._fresh(scope, want if want and want != "return" else call.fn)
+        name = self._named(scope, want, call.fn)
         tensor = Tensor(rows.type.dtype, (made, *rows.type.shape[1:]))
         self._emit(name, call.fn, (rows.name,), CollectiveAttrs(axis), (tensor,), scope, call.span)
         return replace(rows, name=name, type=tensor)

@@ -39,6 +39,14 @@ class Nodes:
         self.dtype = DType.BF16
         """Of weights: that of the layer's input."""
 
+    @staticmethod
+    def _wanted(want: str, kind: str) -> str:
+        """The name of the binding at the top of a statement, and what is built if there is none."""
+        return want if want and want != "return" else kind
+
+    def _named(self, scope: Scope, want: str, kind: str) -> str:
+        return self._fresh(scope, self._wanted(want, kind))
+
     def _fresh(self, scope: Scope, name: str) -> str:
         name = f"{scope.prefix}{name}"
         unique, n = name, 1

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from epsc.ir.attrs import ActAttrs, ExpertGemmAttrs
 from epsc.ir.dims import Dim, Tensor
 from epsc.ir.source import Span
 from epsc.ir.spec import Expr
 from epsc.passes.arguments import Arguments
-from epsc.passes.bound import Rows, Scope
+from epsc.passes.bound import Product, Rows, Scope
 
 
 class Shared(Arguments):
     """What etp asks of what stands between a dispatch and its combine."""
 
-    def _shared_gemm(
-        self,
-        name: str,
-        x: Rows,
-        weight: str,
-        out: int,
-        options: dict[str, Any],
-        scope: Scope,
-        span: Span | None,
-        origin: str,
-        experts: int,
-        shared: bool,
-    ) -> Rows:
+    def _shared_product(self, name: str, x: Rows, product: Product, experts: int, shared: bool, scope: Scope) -> Rows:
         """The first product makes the columns of this rank, the second of these columns a part of the sum."""
+        weight, out, options, span = product.weight, product.out, product.options, product.span
         first = not x.shard
         self._no_sum(x, "gemm", span)
         width = x.type.shape[-1].scale * (1 if first else self.etp)
@@ -56,7 +44,7 @@ class Shared(Arguments):
             params.append(self._param(f"{weight}.bias", (experts, out), True, scope, span, shared, -1))
         tensor = Tensor(x.type.dtype, (x.type.shape[0], Dim(made)))
         attrs = ExpertGemmAttrs(experts, out=made, **options)
-        self._emit(name, "expert_gemm", (x.name,), attrs, (tensor,), scope, span, tuple(params), origin)
+        self._emit(name, "expert_gemm", (x.name,), attrs, (tensor,), scope, span, tuple(params), product.origin)
         return replace(x, name=name, type=tensor, shard="columns" if first else "sum")
 
     def _no_sum(self, x: Rows, what: str, span: Span | None) -> None:
