@@ -31,7 +31,7 @@ FILE = _words("""
     triton_weighted_sum triton_weighted_sum_kernel scatter_rows scatter_rows_kernel
     grouped_mm grouped_gemm dense_gemm batched_gemm expert_of_rows check_grouped opened shape_of
     every_expert fresh weighted reference generator made_up source fill inputs everyone settle check nan_max bench
-    trace Spans merged flow aligned watch arguments work report main stand_in checked_modules called GIVEN
+    trace MEETINGS meet Spans merged flow aligned watch arguments work report main stand_in checked_modules called GIVEN
     """)
 """Names of the file."""
 
