@@ -1,4 +1,4 @@
-"""The gallery: a page for each file of examples/, with its text, its timelines, and what it would take elsewhere.
+"""The gallery: a page for each file of examples/, with its timelines, its text, and what it would take elsewhere.
 
 Nothing here is written by hand: a file that is added to the folder has a page. What a file is, its first comment says.
 """
@@ -20,7 +20,7 @@ from epsc.machine.reasons import exposures
 from epsc.machine.simulate import simulate
 from epsc.machine.timeline import Timeline, length
 from epsc.render.amounts import duration
-from epsc.render.svg import timelines_svg
+from epsc.render.svg import reason, timelines_svg
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -28,7 +28,10 @@ TOKENS = 4096
 """Per rank: of every picture and every number."""
 SHAPES = {"DeepSeek-V2": "deepseek_v2.eps", "Mixtral-8x7B": "mixtral_8x7b.eps"}
 """Layers that a schedule from elsewhere is tried on."""
+WIDTH = 1040
+"""Of a picture: as wide as a page without a table of contents, so that its text has the size of that of the page."""
 _LONGEST = 3
+_WIDE = "---\nhide: [toc]\n---"
 
 
 @dataclass(frozen=True)
@@ -137,32 +140,81 @@ def entries(patterns: list[str]) -> list[Entry]:
     return sorted(found, key=lambda entry: (entry.path.parent == EXAMPLES, entry.title.lower()))
 
 
+def by_steps(shown: list[Entry]) -> list[Entry]:
+    """What is read at a glance first: pictures of few steps."""
+    return sorted(shown, key=lambda entry: max((len(run.timeline.events) for run in entry.runs()[0]), default=0))
+
+
 def files(patterns: list[str]) -> Iterator[tuple[str, str]]:
     """Every file of the gallery: its path in the documentation, and its text."""
     shown = entries(patterns)
     yield "gallery/index.md", _index(shown)
     for entry in shown:
         yield f"gallery/{entry.name}.md", page(entry)
-        yield f"gallery/{entry.name}.svg", picture(entry.runs()[0])
+        yield from _pair(entry.name, entry.runs()[0])
         for machine in machines():
             if runs := entry.runs(machine)[0]:
-                yield f"gallery/{entry.name}-{machine.name}.svg", picture(runs)
+                yield from _pair(f"{entry.name}-{machine.name}", runs)
 
 
-def picture(runs: list[Run]) -> str:
-    return timelines_svg([run.timeline for run in runs]) + "\n"
+def _pair(name: str, runs: list[Run]) -> Iterator[tuple[str, str]]:
+    """The picture on a light page and on a dark one."""
+    yield f"gallery/{name}.svg", picture(runs)
+    yield f"gallery/{name}-dark.svg", picture(runs, dark=True)
+
+
+def picture(runs: list[Run], dark: bool = False) -> str:
+    why = [reason(run.timeline, run.plan.schedule) for run in runs]
+    return timelines_svg([run.timeline for run in runs], WIDTH, why, dark) + "\n"
+
+
+def _shown(name: str, words: str) -> str:
+    """The theme of the site takes the one or the other."""
+    return f"![{words}]({name}.svg#only-light)![{words}]({name}-dark.svg#only-dark)"
 
 
 def _index(shown: list[Entry]) -> str:
     text = [
+        _WIDE,
         "# Gallery",
         f"Every file of `examples/`, as the model of its machine sees it at {TOKENS} tokens per rank: predictions, not"
-        " measurements. Red is a transfer that nothing hides. [How to read a timeline](../pictures.md).",
+        " measurements. Red is a transfer that nothing hides, in a row of its own and under its bar; a number is a"
+        " chunk. [How to read a timeline](../pictures.md).",
+        "\n".join([_HEAD, _RULE, *map(_row, shown)]),
     ]
-    for entry in shown:
-        text += [f"## [{entry.title}]({entry.name}.md)", entry.about]
-        text.append(f"[![Timelines of {entry.title}]({entry.name}.svg)]({entry.name}.md)")
+    for entry in by_steps(shown):
+        text += [f"## [{entry.title}]({entry.name}.md)", entry.about, _story(entry.runs()[0])]
+        text.append(f"[{_shown(entry.name, f'Timelines of {entry.title}')}]({entry.name}.md)")
     return "\n\n".join(text) + "\n"
+
+
+_HEAD = "| | fastest | takes | `serial` takes | of its transfers exposed | hidden |"
+_RULE = "| --- | --- | ---: | ---: | ---: | ---: |"
+
+
+def _fastest(runs: list[Run]) -> tuple[Run, Run | None]:
+    """The fastest of all, and serial if it is another."""
+    best = min(runs, key=lambda run: run.timeline.total)
+    serial = next((run for run in runs if run.name == "serial" and run is not best), None)
+    return best, serial
+
+
+def _row(entry: Entry) -> str:
+    best, serial = _fastest(entry.runs()[0])
+    timeline = best.timeline
+    moved = [duration(timeline.exposed_transfer), f"{timeline.hidden:.0%}"] if timeline.transfers else ["-", "-"]
+    against = duration(serial.timeline.total) if serial else "-"
+    cells = [f"[{entry.title}]({entry.name}.md)", f"`{best.name}`", duration(timeline.total), against, *moved]
+    return f"| {' | '.join(cells)} |"
+
+
+def _story(runs: list[Run]) -> str:
+    """What one is to see in the picture, in a line."""
+    best, serial = _fastest(runs)
+    timeline = best.timeline
+    faster = f", {serial.timeline.total / timeline.total:.2f} times as fast as `serial`" if serial else ""
+    hidden = f"; {timeline.hidden:.0%} of its transfers are hidden" if timeline.transfers else ""
+    return f"**`{best.name}` is the fastest: {duration(timeline.total)}{faster}{hidden}.**"
 
 
 def page(entry: Entry) -> str:
@@ -172,15 +224,18 @@ def page(entry: Entry) -> str:
     cluster = runs[0].plan.layer.cluster
     ranks = f"{cluster.mesh.ep} rank{'' if cluster.mesh.ep == 1 else 's'} of {cluster.device.name}"
     text = [
+        _WIDE,
         f"# {entry.title}",
         entry.about,
-        f"```eps title={entry.place!r}\n{entry.text.strip()}\n```".replace("'", '"', 2),
         "## What runs when",
-        f"{ranks}, {TOKENS} tokens per rank, predicted. Red is a transfer that nothing hides.",
-        f"![Timelines of {entry.title}]({entry.name}.svg)",
+        _story(runs),
+        f"{ranks}, {TOKENS} tokens per rank, predicted. Red is a transfer that nothing hides; a number is a chunk.",
+        _shown(entry.name, f"Timelines of {entry.title}"),
         "\n".join(_said(run) for run in runs),
-        f"```sh\nepsc compare {entry.place} -D tokens={TOKENS} --svg timelines.svg\n```",
         *_refusals(refused),
+        "## What it says",
+        f"```eps title={entry.place!r}\n{entry.text.strip()}\n```".replace("'", '"', 2),
+        f"```sh\nepsc compare {entry.place} -D tokens={TOKENS} --svg timelines.svg\n```",
         "## What it would take elsewhere",
         f"Milliseconds of a layer and, of these, of transfers that nothing hides; at {TOKENS} tokens per rank, with"
         " as many ranks as the profile has, routing balanced. Predicted; the best of a row in bold.",
@@ -242,5 +297,5 @@ def _cells(names: list[str], runs: list[Run]) -> Iterator[str]:
 def _pictures(entry: Entry) -> Iterator[str]:
     for machine in machines():
         if entry.runs(machine)[0]:
-            shown = f"![Timelines of {entry.title} on {machine.name}]({entry.name}-{machine.name}.svg)"
+            shown = _shown(f"{entry.name}-{machine.name}", f"Timelines of {entry.title} on {machine.name}")
             yield f'??? note "{machine.name}"\n\n    {shown}'

@@ -85,9 +85,10 @@ def compare(
     found = _measured(entries, ranks, load, budget) if measure else None
     click.echo(_json(entries, found) if as_json else _table(entries, found))
     if svg:
-        from epsc.render.svg import timelines_svg  # noqa: PLC0415
+        from epsc.render.svg import reason, timelines_svg  # noqa: PLC0415
 
-        driver.save(svg, timelines_svg([replace(each.timeline, name=each.name) for each in entries]))
+        why = [reason(each.timeline, each.plan.schedule) for each in entries]
+        driver.save(svg, timelines_svg([replace(each.timeline, name=each.name) for each in entries], why=why))
         click.echo(f"wrote {svg}", err=as_json)
     if found and found["failed"]:
         sys.exit(EXIT_PROGRAM)

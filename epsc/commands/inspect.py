@@ -96,7 +96,8 @@ def _printed(plan: driver.Plan, width: int | None, given: dict[str, Any]) -> str
     from epsc.render.dot import graph_dot, schedule_dot  # noqa: PLC0415
     from epsc.render.gantt import gantt  # noqa: PLC0415
     from epsc.render.plan import plan_json  # noqa: PLC0415
-    from epsc.render.svg import graph_svg, timeline_svg  # noqa: PLC0415
+    from epsc.render.svg import reason, timeline_svg  # noqa: PLC0415
+    from epsc.render.svg_graph import graph_svg  # noqa: PLC0415
     from epsc.render.table import graph_table, schedule_table  # noqa: PLC0415
 
     schedule = plan.schedule
@@ -112,7 +113,7 @@ def _printed(plan: driver.Plan, width: int | None, given: dict[str, Any]) -> str
     columns = width or (shutil.get_terminal_size((100, 40)).columns if colour else 100)
     timeline = simulate(schedule, plan.layer.cluster, plan.layer.load[1])
     if given["as_svg"]:
-        return timeline_svg(timeline)
+        return timeline_svg(timeline, why=reason(timeline, schedule))
     sheets = {
         "graph": lambda: graph_table(schedule.graph),
         "steps": lambda: schedule_table(schedule, timeline),

@@ -53,15 +53,21 @@ def gantt(timeline: Timeline, width: int = 100, color: bool = False) -> str:
 
 
 def headline(timeline: Timeline) -> str:
-    text = f"{timeline.name}, {timeline.load} tokens per rank: {duration(timeline.total)}"
+    total, before, exposed, after = head_words(timeline)
+    return f"{total}; {before}{exposed}{after}" if before else total
+
+
+def head_words(timeline: Timeline) -> tuple[str, str, str, str]:
+    """How long it takes; and of its transfers, if there are any, how long they are, what is exposed, and the rest."""
+    total = f"{timeline.name}, {timeline.load} tokens per rank: {duration(timeline.total)}"
     if not timeline.transfers:
-        return text
-    text += f"; transfers {duration(length(timeline.transfers))}, {duration(timeline.exposed_transfer)} exposed"
+        return total, "", "", ""
     # Without it, the share that is hidden would not follow from what is said.
     slowed = (
         f", compute {duration(timeline.slowed)} slower beside them" if timeline.slowed > 0.01 * timeline.total else ""
     )
-    return f"{text}{slowed} ({timeline.hidden:.0%} hidden)"
+    before = f"transfers {duration(length(timeline.transfers))}, "
+    return total, before, f"{duration(timeline.exposed_transfer)} exposed", f"{slowed} ({timeline.hidden:.0%} hidden)"
 
 
 def _busy(timeline: Timeline, lane: str) -> float:

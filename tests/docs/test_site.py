@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from epsc.render.amounts import duration
 from tests.docs.pages import ROOT
 
 pytest.importorskip("mkdocs", reason="mkdocs-material is not installed")
@@ -57,7 +58,14 @@ def test_blocks_have_the_colours_of_our_lexer(site: Path) -> None:
 def test_the_gallery_shows_what_it_is_and_what_it_takes(site: Path) -> None:
     text = (site / "gallery/tutel.html").read_text(encoding="utf-8")
     assert "https://arxiv.org/abs/2206.03382" in text
-    assert "<svg" in (site / "gallery/tutel.svg").read_text(encoding="utf-8")
+    assert text.index("What runs when") < text.index('class="kd'), "the picture comes before the text"
+    runs, _ = gallery.entries([SHOWN])[0].runs()
+    best = min(runs, key=lambda run: run.timeline.total)
+    assert f"<code>{best.name}</code> is the fastest: {duration(best.timeline.total)}" in text
+    light, dark = ((site / f"gallery/tutel{theme}.svg").read_text(encoding="utf-8") for theme in ("", "-dark"))
+    assert light.count("<rect") == dark.count("<rect") and "height='100%' fill='#fff'" in light
+    assert "height='100%' fill='#fff'" not in dark
+    assert 'src="tutel.svg#only-light"' in text and 'src="tutel-dark.svg#only-dark"' in text
     rows = {tuple(re.findall(r"<td>(.*?)</td>", row)[:2]) for row in re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)}
     assert {("DeepSeek-V2", "h200x8"), ("Mixtral-8x7B", "h100x8"), ("its own", "h200x8")} <= rows
     assert "DeepSeek-V2 on h100x64_nodes8" in text and "160 experts cannot be shared evenly" in text

@@ -12,7 +12,7 @@ from epsc import driver
 from epsc.commands.pictures import html
 from epsc.ir.source import Source
 from epsc.machine.simulate import simulate
-from epsc.render.svg import timeline_svg
+from epsc.render.svg import reason, timeline_svg
 from tests.render.browser import browser
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,8 @@ def main() -> None:
     plans = [driver.plan(layer, name) for name in ("eps", "serial")]
     text = html(plans)
     timeline = simulate(plans[0].schedule, layer.cluster, layer.load[1])
-    (ROOT / "docs/images/timeline.svg").write_text(timeline_svg(timeline) + "\n", encoding="utf-8")
+    picture = timeline_svg(timeline, why=reason(timeline, plans[0].schedule))
+    (ROOT / "docs/images/timeline.svg").write_text(picture + "\n", encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder, browser() as started:
         path = Path(folder) / "page.html"
         path.write_text(text, encoding="utf-8")
