@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -222,3 +223,22 @@ def test_layers_by_file(tmp_path: Path) -> None:
     compiled(tmp_path / "other", "serial", file=ROOT / "examples/gpt_oss_120b.eps")
     other = Manifest.read(tmp_path / "other")
     assert (other.shape, other.unlike) == (None, "they do not know this router")
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_rows_that_go_home_from_the_product_are_measured_beside_others(tmp_path: Path) -> None:
+    """At tiny sizes on CPU ranks; plans for one token of this commit stand for those of another."""
+    old, new, layer = tmp_path / "old", tmp_path / "new", ("--layers", "mixtral_8x7b")
+    for arguments in (("-o", old), ("-o", new, "--before", old)):
+        done = command("benchmarks.direct", "compile", *arguments, "--preset", "small", *layer)
+        assert done.returncode == 0, done.stderr
+    options = ("--tokens", "16", "--rounds", "2", "--runs", "1")
+    done = command("benchmarks.direct", "run", new, *layer, *options)
+    assert done.returncode == 0, done.stderr
+    head, many, one = done.stdout.strip().splitlines()
+    assert "relative error" in head
+    assert re.fullmatch(
+        r"mixtral_8x7b   T =    16  put \S+  direct \S+  one_sided \S+  direct is \S+x put  error \S+", many
+    )
+    assert re.fullmatch(r"mixtral_8x7b   T =     1  now \S+  before \S+  now is \S+x before  error \S+", one)

@@ -1,0 +1,158 @@
+"""Rows that go home from the product itself (`use direct`) against those that a kernel brings (`use put`), and plans
+for one token, on 2 GPUs.
+
+    python -m benchmarks.direct compile -o build/direct
+    python -m benchmarks.direct run build/direct           # under 4 minutes, a short table last
+
+`put` and `direct` send all tokens by copy engine and bring each copy home; `one_sided` brings one sum per rank. `now`
+is `one_sided` compiled for one token; with `compile --before FOLDER`, a folder that another commit compiled, its `now`
+is measured beside it as `before`. Every program is checked first, with fresh inputs and all memory full of NaN. What is
+not listed here goes to `epsc.bench`: see `python -m epsc.bench --help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from epsc import driver, launch
+from epsc.bench.programs import Wanted, compile_all
+from epsc.bench.start import compare
+from epsc.ir.errors import EpsError
+from epsc.ir.source import Source
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCHEDULES = """
+schedule put    { use copy for sent  use put for back }
+schedule direct { use copy for sent  use direct for back }
+schedule now    { use copy for sent  use put for back  local_reduce back  BESIDE }
+"""
+MANY, ONE = "many", "one"
+"""Folders of a layer: programs for many tokens, and for one."""
+ROUNDS = "8"
+
+
+@dataclass(frozen=True)
+class Case:
+    layer: str
+    tokens: tuple[int, ...]
+    beside: str = ""
+    """What else its example does for one token."""
+
+
+CASES = (
+    Case("deepseek_v2", (4096, 8192), "run mlp beside sent"),
+    Case("qwen3_30b_a3b", (8192,)),
+    Case("mixtral_8x7b", (8192,)),
+)
+
+
+def chosen(given: argparse.Namespace) -> list[Case]:
+    return [case for case in CASES if case.layer in (given.layers or (case.layer,))]
+
+
+def compile_programs(given: argparse.Namespace) -> None:
+    """Write the programs of every case."""
+
+    def refused(name: str, error: EpsError) -> None:
+        raise SystemExit(f"{name}: refused\n{error}")
+
+    for case in chosen(given):
+        text = (EXAMPLES / f"{case.layer}.eps").read_text(encoding="utf-8")
+        source = Source(f"{case.layer}.eps", text + SCHEDULES.replace("BESIDE", case.beside))
+        for folder, names, most in ((MANY, ("put", "direct", "one_sided"), max(case.tokens)), (ONE, ("now",), 1)):
+            defines = {} if given.preset and folder == MANY else {"tokens": str(most)}
+            options = driver.Options(defines, preset=given.preset)
+            out = given.output / case.layer / folder
+            compile_all(source, options, map(Wanted.parse, names), [given.ep], out, refused)
+            if given.before and folder == ONE:
+                beside(out, given.before / case.layer / ONE)
+        print(given.output / case.layer)
+
+
+def beside(folder: Path, other: Path) -> None:
+    """Take over the program of another folder, as `before`."""
+    found, theirs = (json.loads((each / "manifest.json").read_text(encoding="utf-8")) for each in (folder, other))
+    (program,) = theirs["programs"]
+    file = f"before_{program['file']}"
+    (folder / file).write_text((other / program["file"]).read_text(encoding="utf-8"), encoding="utf-8")
+    found["programs"].append(program | {"name": "before", "file": file})
+    (folder / "manifest.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def run(given: argparse.Namespace, more: list[str]) -> int:
+    """Measure what was compiled; the exit code."""
+    lines: list[str] = []
+    failed: list[str] = []
+    more = more if "--rounds" in more else [*more, "--rounds", ROUNDS]
+    pieces = [
+        (case, folder) for case in CASES for folder in (MANY, ONE) if case.layer in (given.layers or (case.layer,))
+    ]
+    for case, folder in pieces:
+        place = given.folder / case.layer / folder
+        programs = json.loads((place / "manifest.json").read_text(encoding="utf-8"))["programs"]
+        (ep,), names = {program["ep"] for program in programs}, [program["name"] for program in programs]
+        if 0 < launch.gpus() < ep:
+            raise SystemExit(f"compiled for {ep} ranks, but there are {launch.gpus()} GPUs")
+        tokens = [1] if folder == ONE else given.tokens or case.tokens
+        arguments = ["--no-steps", "--tokens", *map(str, tokens), "--only", *names, *more]
+        found = compare(place, ep, arguments, place / "results.json", given.budget / len(pieces))
+        lines += table(case.layer, found, names)
+        failed += [f"FAILED: {case.layer}, {f['name']}, {f['where']}: {f['reason']}" for f in found["failed"]]
+    print("\n".join(["ms of a forward, as it is or as a graph, whichever is faster; relative error to fp32", *lines]))
+    print("\n".join(failed), end="\n" if failed else "")
+    return 3 if failed or not lines else 0
+
+
+def table(layer: str, found: dict[str, Any], names: list[str]) -> list[str]:
+    """A line for each load: the best of each program, and how many times as fast as the first the second is."""
+    lines = []
+    for cell in found["cells"]:
+        best: dict[str, tuple[float, str]] = {}
+        for name, c in cell["contenders"].items():
+            plain, _, graph = name.partition("+")
+            best[plain] = min(best.get(plain, (float("inf"), "")), (c["median"], f" {graph}" if graph else ""))
+        figures = [f"{name} {best[name][0]:.3f}{best[name][1]}" for name in names if name in best]
+        if ratio := ratio_of(best):
+            figures.append(ratio)
+        worst = max((c["error"] for c in cell["contenders"].values()), default=float("nan"))
+        lines.append(f"{layer:14} T = {cell['tokens']:5}  {'  '.join(figures)}  error {worst:.1e}")
+    return lines
+
+
+def ratio_of(best: dict[str, tuple[float, str]]) -> str:
+    """What the new way gains over the old one, where both were measured."""
+    for old, new in (("put", "direct"), ("before", "now")):
+        if old in best and new in best:
+            return f"{new} is {best[old][0] / best[new][0]:.2f}x {old}"
+    return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, dest="command")
+    compiling = commands.add_parser("compile")
+    compiling.add_argument("-o", "--output", type=Path, default=Path("build/direct"))
+    compiling.add_argument("--ep", type=int, default=2)
+    compiling.add_argument("--preset", help="small, for CPU ranks")
+    compiling.add_argument("--before", type=Path, help="what another commit compiled")
+    running = commands.add_parser("run")
+    running.add_argument("folder", type=Path)
+    running.add_argument("--tokens", type=int, nargs="+", help="instead of those of each layer")
+    running.add_argument("--budget", type=float, default=230, help="seconds for all of it")
+    for each in (compiling, running):
+        each.add_argument("--layers", nargs="+", choices=[case.layer for case in CASES], help="some of them only")
+    given, more = parser.parse_known_args()
+    if given.command == "run":
+        sys.exit(run(given, more))
+    if more:
+        parser.error(f"what is {' '.join(more)}?")
+    compile_programs(given)
+
+
+if __name__ == "__main__":
+    main()
