@@ -17,6 +17,7 @@ _FORMS = {"as_json": "--json", "as_dot": "--dot", "as_svg": "--svg", "show_plan"
 """Of these only one can be printed."""
 _GRAPHS = (["as_dot", "show_graph"], ["as_svg", "show_graph"])
 """Here the sheet says of what."""
+_TIMELESS = {"as_json", "as_dot", "show_plan", "show_graph"}
 _SHEETS = {"show_graph": "--graph", "show_steps": "--steps", "show_gantt": "--gantt"}
 
 
@@ -43,9 +44,18 @@ _SHEETS = {"show_graph": "--graph", "show_steps": "--steps", "show_gantt": "--ga
 @click.option(
     "--measured", type=click.Path(path_type=Path), help="What the program wrote with --trace FILE, beside it."
 )
+@click.option(
+    "--skew",
+    type=click.FloatRange(1),
+    help="Rows of rank 0 over the mean, for timelines; alike by default.",
+)
 @click.option("--width", type=click.IntRange(40, 1000), help="Columns of the timeline; the terminal's by default.")
 def inspect(file: Path, schedules: tuple[str, ...], width: int | None, **given: Any) -> None:
-    """Show the graph, the schedule as a table, and its predicted timeline with lanes as rows."""
+    """Show the graph, the schedule as a table, and its predicted timeline with lanes as rows.
+
+    With --skew there is a timeline of rank 0, which has more rows than the mean, and one of all others, which share
+    what is left; the table is of rank 0.
+    """
     _refuse_two_views(given, schedules)
     layer = driver.understand(driver.read(file), options_of(given))
     plans = [driver.plan(layer, name) for name in dict.fromkeys(schedules)] or [driver.plan(layer)]
@@ -64,6 +74,9 @@ def _refuse_two_views(given: dict[str, Any], schedules: tuple[str, ...]) -> None
         raise click.UsageError(f"{_FORMS[asked[0]]} shows one schedule: give one -s")
     if _files(given) and asked:
         raise click.UsageError(f"{(_FORMS | _SHEETS)[asked[0]]} is printed, and {_files(given)[0]} writes a file")
+    timeless = [name for name in asked if name in _TIMELESS]
+    if given["skew"] and timeless and not {"show_steps", "show_gantt"} & set(asked):
+        raise click.UsageError(f"--skew is about times, and {(_FORMS | _SHEETS)[timeless[0]]} shows none")
     if given["measured"] and not _files(given):
         raise click.UsageError("--measured is shown in what --html and --perfetto write")
     if given["perfetto"] and len(set(schedules)) > 1:
@@ -83,20 +96,20 @@ def _write_pictures(plans: list[driver.Plan], given: dict[str, Any]) -> bool:
 
     run = pictures.read_trace(given["measured"], plans[0]) if given["measured"] else None
     if given["html"]:
-        driver.save(given["html"], pictures.html(plans, run))
+        driver.save(given["html"], pictures.html(plans, run, given["skew"] or 1.0))
         click.echo(f"wrote {given['html']}")
     if given["perfetto"]:
-        driver.save(given["perfetto"], pictures.trace(plans[0], run))
+        driver.save(given["perfetto"], pictures.trace(plans[0], run, given["skew"] or 1.0))
         click.echo(f"wrote {given['perfetto']}: open it in https://ui.perfetto.dev")
     return bool(_files(given))
 
 
 def _printed(plan: driver.Plan, width: int | None, given: dict[str, Any]) -> str:
-    from epsc.machine.simulate import simulate  # noqa: PLC0415 - pictures are not needed to compile
+    from epsc.commands.pictures import at_load  # noqa: PLC0415 - pictures are not needed to compile
     from epsc.render.dot import graph_dot, schedule_dot  # noqa: PLC0415
     from epsc.render.gantt import gantt  # noqa: PLC0415
     from epsc.render.plan import plan_json  # noqa: PLC0415
-    from epsc.render.svg import reason, timeline_svg  # noqa: PLC0415
+    from epsc.render.svg import reason, timelines_svg  # noqa: PLC0415
     from epsc.render.svg_graph import graph_svg  # noqa: PLC0415
     from epsc.render.table import graph_table, schedule_table  # noqa: PLC0415
 
@@ -111,13 +124,13 @@ def _printed(plan: driver.Plan, width: int | None, given: dict[str, Any]) -> str
         return graph_svg(schedule.graph)
     colour = sys.stdout.isatty()
     columns = width or (shutil.get_terminal_size((100, 40)).columns if colour else 100)
-    timeline = simulate(schedule, plan.layer.cluster, plan.layer.load[1])
+    timelines = at_load(plan, plan.layer.load[1], given["skew"] or 1.0)
     if given["as_svg"]:
-        return timeline_svg(timeline, why=reason(timeline, schedule))
+        return timelines_svg(timelines, why=[reason(timeline, schedule) for timeline in timelines])
     sheets = {
         "graph": lambda: graph_table(schedule.graph),
-        "steps": lambda: schedule_table(schedule, timeline),
-        "gantt": lambda: gantt(timeline, columns, colour),
+        "steps": lambda: schedule_table(schedule, timelines[0]),
+        "gantt": lambda: "\n\n".join(gantt(timeline, columns, colour) for timeline in timelines),
     }
     wanted = [name for name in sheets if given[f"show_{name}"]] or list(sheets)
     return "\n\n".join(sheets[name]().rstrip() for name in wanted)

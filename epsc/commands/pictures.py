@@ -8,7 +8,7 @@ from pathlib import Path
 
 from epsc import driver
 from epsc.ir.source import Source
-from epsc.machine.simulate import simulate
+from epsc.machine.ranks import simulate_ranks, skewed
 from epsc.machine.timeline import Timeline
 from epsc.render.gantt import gantt
 from epsc.render.html import Side, loads_between, page
@@ -21,25 +21,31 @@ def read_trace(path: Path, plan: driver.Plan | None = None) -> Measured:
     return measured(str(path), driver.read(path).text, plan.schedule if plan else None)
 
 
-def predicted(plan: driver.Plan) -> tuple[Timeline, ...]:
-    """The plan's timeline at several loads of its range, the highest last."""
-    return tuple(simulate(plan.schedule, plan.layer.cluster, load) for load in loads_between(*plan.layer.load))
+def at_load(plan: driver.Plan, load: int, skew: float = 1.0) -> tuple[Timeline, ...]:
+    """The plan's timeline, or that of each kind of rank if one has `skew` times the rows."""
+    return simulate_ranks(plan.schedule, plan.layer.cluster, load, skewed(plan.schedule.ep, skew))
 
 
-def side(plan: driver.Plan, run: Measured | None = None) -> Side:
+def predicted(plan: driver.Plan, skew: float = 1.0) -> tuple[Timeline, ...]:
+    """The same at several loads of its range, the highest last."""
+    return tuple(timeline for load in loads_between(*plan.layer.load) for timeline in at_load(plan, load, skew))
+
+
+def side(plan: driver.Plan, run: Measured | None = None, skew: float = 1.0) -> Side:
     name = plan.schedule.name
     program = Source(f"{plan.schedule.graph.name}_{name}.py", driver.write(plan).text)
-    return Side(name, plan.schedule, predicted(plan), run, program, (plan.layer.source,))
+    return Side(name, plan.schedule, predicted(plan, skew), run, program, (plan.layer.source,))
 
 
-def html(plans: Sequence[driver.Plan], run: Measured | None = None) -> str:
+def html(plans: Sequence[driver.Plan], run: Measured | None = None, skew: float = 1.0) -> str:
     """A page of plans of one layer, with a run of the first."""
-    sides = [side(plan, run if i == 0 else None) for i, plan in enumerate(plans)]
+    sides = [side(plan, run if i == 0 else None, skew) for i, plan in enumerate(plans)]
     title = f"{plans[0].schedule.graph.name}: {' and '.join(each.name for each in sides)}"
-    return page(title, sides, "\n\n".join(gantt(each.predicted[-1]) for each in sides))
+    shown = [timeline for plan in plans for timeline in at_load(plan, plan.layer.load[1], skew)]
+    return page(title, sides, "\n\n".join(map(gantt, shown)))
 
 
-def trace(plan: driver.Plan, run: Measured | None = None) -> str:
+def trace(plan: driver.Plan, run: Measured | None = None, skew: float = 1.0) -> str:
     """The prediction at the highest load, and a run, in Chrome's trace format."""
-    timeline = simulate(plan.schedule, plan.layer.cluster, plan.layer.load[1])
-    return json.dumps(perfetto(plan.schedule, timeline, run), separators=(",", ":")) + "\n"
+    data = perfetto(plan.schedule, at_load(plan, plan.layer.load[1], skew), run)
+    return json.dumps(data, separators=(",", ":")) + "\n"

@@ -9,7 +9,7 @@ from enum import StrEnum
 from epsc.ir.kinds import Role
 from epsc.ir.schedule import Schedule
 from epsc.machine.simulate import makers_of
-from epsc.machine.timeline import Event, Interval, Timeline
+from epsc.machine.timeline import Event, Interval, Timeline, length, union
 
 _INSTANT = 1e-9
 
@@ -84,14 +84,17 @@ def _exposure(
     start, end = interval
     moving = [e for e in transfers[: bisect_left(transfers, end, key=lambda e: e.start)] if e.end > start]
     step = max(moving, key=lambda e: min(e.end, end) - max(e.start, start)).step
+    waited = length(union((max(e.start, start), min(e.start + e.waits, end)) for e in moving))
+    tail = f"; for {waited / (end - start):.0%} of it nothing moves, as other ranks have not come" if waited else ""
     later = compute[bisect_left(compute, end - _INSTANT, key=lambda e: e.start) :]
     if not later:
-        return Exposure(step, end - start, Why.LITTLE_WORK, "nothing is left to run beside it")
+        return Exposure(step, end - start, Why.LITTLE_WORK, f"nothing is left to run beside it{tail}")
     free = next((e for e in later if step not in _behind(e.step, needs)), None)
     if free is None:
-        words = f"all that is left needs what it brings, {later[0].step} first"
+        words = f"all that is left needs what it brings, {later[0].step} first{tail}"
         return Exposure(step, end - start, Why.LITTLE_WORK, words)
-    return Exposure(step, end - start, *_held(free))
+    why, words = _held(free)
+    return Exposure(step, end - start, why, words + tail)
 
 
 def _held(event: Event) -> tuple[Why, str]:

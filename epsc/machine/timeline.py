@@ -44,6 +44,11 @@ class Event:
         return self.end - self.start
 
     @property
+    def waits(self) -> float:
+        """Seconds of it in which nothing moves, because other ranks have not come."""
+        return 0.0 if self.met is None else self.met - self.start
+
+    @property
     def slowed(self) -> float:
         """Seconds that it takes longer because of what runs beside it."""
         return 0.0 if self.alone is None else self.seconds - self.alone

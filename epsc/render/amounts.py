@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from epsc.machine.timeline import Timeline
+
 
 def duration(seconds: float) -> str:
     """`3.42 ms`, `65.0 us`."""
@@ -22,3 +26,20 @@ def amount(value: float, unit: str = "") -> str:
 def _three_digits(value: float) -> str:
     # Not `.3g`: it writes 16.0 as 16, so that columns do not line up, and 1000 as 1e+03.
     return f"{value:.{max(0, 2 - (value >= 9.995) - (value >= 99.95))}f}"
+
+
+def whose(timeline: Timeline) -> str:
+    """The ranks that a timeline is of, if it is not of all."""
+    return f", {ranks_words(timeline.ranks)} with {timeline.share:.3g} x the rows" if timeline.ranks else ""
+
+
+def ranks_words(ranks: Sequence[int]) -> str:
+    """`rank 0`, or `ranks 1-5, 7`."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and runs[-1][-1] == rank - 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    words = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    return f"rank{'s' if len(ranks) > 1 else ''} {words}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, log10
 
 from epsc.ir.attrs import Direction
 from epsc.ir.kinds import Role
 from epsc.machine.timeline import Event, Interval, Timeline, length
-from epsc.render.amounts import duration
+from epsc.render.amounts import duration, whose
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _LEAST = 30
@@ -59,14 +59,16 @@ def headline(timeline: Timeline) -> str:
 
 def head_words(timeline: Timeline) -> tuple[str, str, str, str]:
     """How long it takes; and of its transfers, if there are any, how long they are, what is exposed, and the rest."""
-    total = f"{timeline.name}, {timeline.load} tokens per rank: {duration(timeline.total)}"
+    total = f"{timeline.name}, {timeline.load} tokens per rank{whose(timeline)}: {duration(timeline.total)}"
     if not timeline.transfers:
         return total, "", "", ""
     # Without it, the share that is hidden would not follow from what is said.
     slowed = (
         f", compute {duration(timeline.slowed)} slower beside them" if timeline.slowed > 0.01 * timeline.total else ""
     )
-    before = f"transfers {duration(length(timeline.transfers))}, "
+    waits = sum(event.waits for event in timeline.events)
+    waiting = f", {duration(waits)} of it waiting for busier ranks" if waits else ""
+    before = f"transfers {duration(length(timeline.transfers))}{waiting}, "
     return total, before, f"{duration(timeline.exposed_transfer)} exposed", f"{slowed} ({timeline.hidden:.0%} hidden)"
 
 
@@ -107,7 +109,11 @@ def _owners(events: list[Event], columns: int, cell: float) -> list[Event | None
 
 
 def _bar(event: Event, size: int, color: bool) -> str:
-    """`0#up####`: the chunk digit first, the op's name where there is room, all in the letter of its sort."""
+    """`0#up####`: the chunk digit first, the op's name where there is room, all in the letter of its sort; before that,
+    cells in which it waits for other ranks."""
+    if waits := round(size * event.waits / event.seconds) if event.seconds else 0:
+        rest = replace(event, start=event.start + event.waits, met=None)
+        return "~" * waits + (_bar(rest, size - waits, color) if size > waits else "")
     fill = " " if color else _look(event).fill
     start = "▏" if color else "["
     if event.chunk is not None:
@@ -164,6 +170,8 @@ def _legend(timeline: Timeline, color: bool) -> list[str]:
     samples = [(f"\x1b[48;5;{look.colour}m  \x1b[0m " if color else f"{look.fill * 2} ") + look.words for look in looks]
     if any(event.chunk is not None for event in timeline.events):
         samples.append("0 1 2 chunk")
+    if any(event.waits for event in timeline.events):
+        samples.append("~~ waits for busier ranks")
     if timeline.exposed:
         samples.append(("\x1b[31m▀▀\x1b[0m" if color else "!!") + " a transfer that nothing hides")
     return samples

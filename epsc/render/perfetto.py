@@ -1,4 +1,5 @@
-"""A prediction in Chrome's trace format, for ui.perfetto.dev: beside a run that a program traced, if there is one.
+"""A prediction of every rank in Chrome's trace format, for ui.perfetto.dev: beside a run that a program traced, if
+there is one.
 
 A process per rank and a thread per lane, steps named by their keys, as an emitted program's `--trace` writes them.
 Perfetto colours slices by name, so a step has one colour in both. Waits are flows: from the end of the step that is
@@ -7,7 +8,7 @@ waited for to the start of the one that waits; signals come from every rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from epsc.ir.schedule import Schedule
@@ -23,17 +24,21 @@ _INSIDE_US = 1e-3
 """A flow leaves so long before the end of its slice: on the edge, it would belong to none."""
 
 
-def perfetto(schedule: Schedule, timeline: Timeline, run: Measured | None = None) -> dict[str, Any]:
-    """The trace as JSON data: every rank as predicted, and every rank of `run` right below the same rank."""
+def perfetto(schedule: Schedule, predicted: Sequence[Timeline], run: Measured | None = None) -> dict[str, Any]:
+    """The trace as JSON data: every rank as predicted, and every rank of `run` right below the same rank.
+
+    `predicted`: a timeline of all ranks, or one of each kind of them.
+    """
     ranks = range(schedule.ranks)
+    of_rank = {rank: timeline for timeline in predicted for rank in timeline.ranks or ranks}
     events: list[dict[str, Any]] = []
     order = {lane: i for i, lane in enumerate(_lanes(schedule))}
     for rank in ranks:
         pid = 2 * rank if run else rank
         name = f"rank {rank}, predicted" if run else f"rank {rank}"
         events += _named(pid, name, order)
-        events += [_slice(event, pid, order, "predicted", schedule) for event in timeline.events]
-    events += _flows(schedule, dict.fromkeys(ranks, timeline), order, 2 if run else 1, 0, "predicted")
+        events += [_slice(event, pid, order, "predicted", schedule) for event in of_rank[rank].events]
+    events += _flows(schedule, of_rank, order, 2 if run else 1, 0, "predicted")
     for rank, measured in run.ranks.items() if run else ():
         events += _named(2 * rank + 1, f"rank {rank}, measured", order)
         events += [_slice(event, 2 * rank + 1, order, "measured", schedule) for event in measured.events]
@@ -43,7 +48,7 @@ def perfetto(schedule: Schedule, timeline: Timeline, run: Measured | None = None
         event["id"] = number
     for number, event in enumerate(e for e in events if e["ph"] == "f"):
         event["id"] = number
-    about = {"schedule": schedule.name, "tokens_per_rank": timeline.load, "ranks": schedule.ep}
+    about = {"schedule": schedule.name, "tokens_per_rank": predicted[0].load, "ranks": schedule.ep}
     if run:
         about["clocks"] = run.clocks
     return {"displayTimeUnit": "ns", "otherData": about, "traceEvents": events}
@@ -77,6 +82,8 @@ def _slice(event: Event, pid: int, order: dict[str, int], kind: str, schedule: S
         work = event.work
         told |= {"implementation": event.impl, "rows": round(work.rows), "flops": round(work.flops)}
         told |= {"memory_bytes": round(work.hbm_bytes), "link_bytes": round(work.link_bytes)}
+    if event.waits:
+        told["us_until_all_ranks_came"] = _us(event.waits)
     if event.waited_for:
         told["waited_for"] = event.waited_for
     if event.step in schedule.step and (places := schedule.node(schedule.step[event.step]).places):

@@ -85,8 +85,11 @@ class _Drawing:
             yield from self.exposed(timeline, y)
 
     def bar(self, event: Event, y: float) -> Iterator[str]:
-        x, wide = _GUTTER + event.start * self.scale, max(0.4, event.seconds * self.scale - 0.5)
+        long, moves = event.waits * self.scale, event.seconds - event.waits
+        x, wide = _GUTTER + event.start * self.scale + long, max(0.4, moves * self.scale - 0.5)
         fill = self.ink.fill(look_of(event.role, event.direction))
+        if event.waits:  # thin: for ranks that are not there yet
+            yield f"<rect x='{x - long:.2f}' y='{y + _LANE / 2 - 2:g}' width='{long:.2f}' height='4' fill='{fill}'/>"
         yield (
             f"<rect x='{x:.2f}' y='{y}' width='{wide:.2f}' height='{_LANE}' fill='{fill}'>"
             f"<title>{escape(event.step)}: {duration(event.seconds)}</title></rect>"
@@ -165,4 +168,9 @@ class _Drawing:
             made.append(f"<rect x='{x:.1f}' y='{y - 9}' width='18' height='11' fill='{fill}'/>")
             made.append(text(words, x + 23, y, 11, self.ink.text))
             x += size
+        if any(event.waits for timeline in timelines for event in timeline.events):
+            words = "thin: waits for busier ranks"
+            if x > 10 and x + len(words) * 11 * LETTER > self.width:
+                x, y = 10.0, y + 18
+            made.append(text(words, x, y, 11, self.ink.text))
         return made, y + 12

@@ -10,7 +10,7 @@ from epsc.ir.schedule import Schedule, Step
 from epsc.ir.text import attrs_text
 from epsc.machine.balanced import region
 from epsc.machine.timeline import Timeline
-from epsc.render.amounts import amount, duration
+from epsc.render.amounts import amount, duration, whose
 
 _NUMBERS = frozenset(
     {
@@ -59,7 +59,7 @@ def schedule_table(schedule: Schedule, timeline: Timeline | None = None) -> str:
     """
     head = f"{schedule.name}: ep {schedule.ep}, {schedule.chip_sms} SMs, {schedule.stage.name.lower()}"
     if timeline:
-        head += f"; at {timeline.load} tokens per rank {duration(timeline.total)}"
+        head += f"; at {timeline.load} tokens per rank{whose(timeline)} {duration(timeline.total)}"
         titles = [*_TITLES, "rows", "moved", "FLOP", "starts", "takes", "waits for"]
     else:
         titles = [*_TITLES, "makes", "waits for"]

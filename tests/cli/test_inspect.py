@@ -61,9 +61,31 @@ def test_schedules_are_printed_below_each_other() -> None:
     assert [line.split(",")[0] for line in told.splitlines() if "tokens per rank" in line] == ["eps", "serial"]
 
 
+EIGHT = ("-s", "serial", "-D", "ep=8")
+
+
+def test_ranks_that_are_not_alike(tmp_path: Path) -> None:
+    told = [line for line in inspect("--gantt", *EIGHT, "--skew", "2").splitlines() if "tokens per rank" in line]
+    assert [line.split(",")[2].split(" with")[0].strip() for line in told] == ["rank 0", "ranks 1-7"]
+    assert "rank 0 with 2 x the rows" in inspect("--svg", *EIGHT, "--skew", "2")
+    page, perfetto = tmp_path / "page.html", tmp_path / "trace.json"
+    inspect("--html", str(page), "--perfetto", str(perfetto), *EIGHT, "--skew", "2")
+    assert "ranks 1-7 with 0.857 x the rows" in page.read_text(), "where scripts are off, too"
+    ends = dict[int, float]()
+    for event in json.loads(perfetto.read_text())["traceEvents"]:
+        if event["ph"] == "X" and event["args"]["role"] == "compute":
+            ends[event["pid"]] = max(ends.get(event["pid"], 0.0), event["ts"] + event["dur"])
+    assert ends[0] > ends[1] and len(set(ends.values())) == 2, "the busiest works longer"
+    with pytest.raises(EpsError, match="no rank of 8 can have 9 times"):
+        inspect("--gantt", *EIGHT, "--skew", "9")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ("--skew 2 --json", "--skew is about times, and --json shows none"),
+        ("--skew 2 --svg --graph", "--skew is about times, and --graph shows none"),
+        ("--skew 2 --graph", "--skew is about times, and --graph shows none"),
         ("--html page.html --json", "--json is printed, and --html writes a file"),
         ("--measured run.json", "--measured is shown in what"),
         ("-s eps -s serial --json", "--json shows one schedule"),

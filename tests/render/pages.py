@@ -10,6 +10,7 @@ from epsc.ir.dims import Axis, Cut
 from epsc.ir.schedule import Hazard, Ref, Schedule, Step, Wait
 from epsc.ir.source import Source, Span
 from epsc.machine.cluster import Cluster
+from epsc.machine.ranks import simulate_ranks, skewed
 from epsc.machine.simulate import simulate
 from epsc.machine.timeline import Event, Timeline
 from epsc.machine.work import Work
@@ -32,6 +33,15 @@ def side(groups: int = 3, name: str = "cut") -> Side:
     return Side(
         name, schedule, tuple(simulate(schedule, cluster, load) for load in LOADS), None, program(schedule), (source,)
     )
+
+
+def skewed_side(skew: float = 2.0) -> Side:
+    """The same where rank 0 has more rows than the others."""
+    found = side()
+    assert found.schedule
+    cluster, shares = Cluster.make("h", "h200", 8), skewed(8, skew)
+    timelines = [each for load in LOADS for each in simulate_ranks(found.schedule, cluster, load, shares)]
+    return replace(found, predicted=tuple(timelines))
 
 
 def program(schedule: Schedule) -> Source:

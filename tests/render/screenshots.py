@@ -31,12 +31,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, browser() as started:
         path = Path(folder) / "page.html"
         path.write_text(text, encoding="utf-8")
-        for scheme, step, name in (
-            ("light", None, "page-light"),
-            ("dark", "sent[expert_group:2/5]", "page-dark"),
+        (Path(folder) / "skewed.html").write_text(html(plans[:1], skew=1.5), encoding="utf-8")
+        for shown, scheme, step, name in (
+            ("page.html", "light", None, "page-light"),
+            ("page.html", "dark", "sent[expert_group:2/5]", "page-dark"),
+            ("skewed.html", "light", None, "page-skewed"),
         ):
             page = started.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme=scheme)
-            page.goto(path.as_uri())
+            page.goto(path.with_name(shown).as_uri())
             page.wait_for_selector("body[data-ready]")
             if step:
                 page.evaluate("(key) => epsc.select(0, epsc.state.sides[0].byKey.get(key), null)", step)

@@ -17,7 +17,7 @@ import pytest
 from epsc.render.amounts import duration
 from epsc.render.html import page
 from tests.render.browser import axe, browser, missing
-from tests.render.pages import HOSTILE, LOADS, large, side, with_trace
+from tests.render.pages import HOSTILE, LOADS, large, side, skewed_side, with_trace
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
 OVERLAPS = """() => {
@@ -260,6 +260,29 @@ def test_measured_ranks_stand_below_the_prediction(chromium: Any, tmp_path: Path
     assert shown.said == []
 
 
+def test_ranks_that_are_not_alike_have_lanes_of_their_own(chromium: Any, tmp_path: Path) -> None:
+    shown = Shown(chromium, page("skewed", [skewed_side(), side(1, "serial")]), tmp_path)
+    heads = [head.replace("\n", " ") for head in shown.page.locator(".panel h2").all_inner_texts()]
+    assert len(heads) == 3, "ranks that are alike are shown once"
+    assert "rank 0 with 2 x the rows" in heads[0] and "ranks 1-7 with 0.857 x the rows" in heads[1]
+    assert "waiting for busier ranks" in heads[1] and "every rank alike" in heads[2]
+    labels = "() => epsc.timelines.map((t) => t.rows[0].label.split(' · ')[0])"
+    assert shown.page.evaluate(labels) == ["rank 0", "ranks 1-7", "ranks 0–7"]
+    key = "back.all2all[expert_group:0/3]"
+    shown.page.evaluate("(key) => epsc.select(0, epsc.state.sides[0].byKey.get(key), epsc.timelines[1])", key)
+    facts = shown.facts()
+    assert "until all ranks have come" in facts["predicted, ranks 1-7"]
+    assert "until all ranks have come" not in facts["predicted, rank 0"]
+    rows = facts["rows"]
+    shown.page.locator("#ranks button", has_text="rank 0").first.click()
+    assert shown.page.evaluate(labels) == ["rank 0", "ranks 0–7"] and "predicted, ranks 1-7" not in shown.facts()
+    assert shown.facts()["rows"] != rows, "those of the rank that is shown"
+    shown.page.locator("#ranks button", has_text="all ranks").click()
+    shown.page.locator(f"#loads button[data-load='{LOADS[0]}']").click()
+    assert shown.page.evaluate("epsc.timelines.map((t) => t.run.load)") == [LOADS[0]] * 3
+    assert shown.said == []
+
+
 def test_hostile_names_are_text(chromium: Any, tmp_path: Path) -> None:
     shown = Shown(chromium, page(HOSTILE, [replace(side(), name=HOSTILE), side()], HOSTILE), tmp_path)
     assert shown.page.evaluate("window.hacked") is None and shown.page.locator("img").count() == 0
@@ -301,7 +324,7 @@ def test_five_thousand_steps_at_once(chromium: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [1280, 1920])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_text_lies_on_another(chromium: Any, tmp_path: Path, width: int, scheme: str) -> None:
-    shown = Shown(chromium, page("two", [with_trace(), side(1, "serial")]), tmp_path, width, scheme)
+    shown = Shown(chromium, page("two", [with_trace(), skewed_side()]), tmp_path, width, scheme)
     for _ in ("what is exposed", "a step"):
         rested(shown)
         assert shown.page.evaluate(OVERLAPS) == []

@@ -1,6 +1,7 @@
 """The Gantt chart, worked out by hand where it is small, and its promises on real schedules."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -28,6 +29,15 @@ def small() -> Timeline:
         bar("comp", "up", 1, 0.025, 0.040),
     )
     return Timeline("two", 64, ("comp", "comm"), events)
+
+
+def test_a_rank_that_waits_for_another_is_seen_to() -> None:
+    timeline = replace(small(), ranks=(1, 2, 3, 5), share=0.8)
+    waiting = replace(timeline.events[0], met=0.0041)
+    drawn = gantt(replace(timeline, events=(waiting, *timeline.events[1:])), 50)
+    assert "two, 64 tokens per rank, ranks 1-3, 5 with 0.8 x the rows: 40.0 ms" in drawn
+    assert "transfers 20.0 ms, 4.10 ms of it waiting for busier ranks, 10.0 ms exposed" in drawn
+    assert "comm    |~~~~0>>>>>1>sent>>>>....................|" in drawn and "~~ waits for busier ranks" in drawn
 
 
 def test_a_small_chart_by_hand() -> None:

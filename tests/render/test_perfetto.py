@@ -10,7 +10,7 @@ from epsc.ir.errors import EpsError
 from epsc.machine.timeline import Timeline
 from epsc.render.measured import measured
 from epsc.render.perfetto import perfetto
-from tests.render.pages import large, side, trace
+from tests.render.pages import large, side, skewed_side, trace
 
 Trace = list[dict[str, Any]]
 
@@ -24,7 +24,7 @@ def given(run: bool = False) -> tuple[Any, Timeline, Trace]:
     assert found.schedule
     timeline = found.predicted[-1]
     held = measured("run.json", trace(found.schedule), found.schedule) if run else None
-    return found.schedule, timeline, perfetto(found.schedule, timeline, held)["traceEvents"]
+    return found.schedule, timeline, perfetto(found.schedule, [timeline], held)["traceEvents"]
 
 
 def flows(events: Trace) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -73,11 +73,28 @@ def test_every_wait_is_a_flow_between_its_steps() -> None:
 def test_signals_come_from_every_rank() -> None:
     found = large(40)
     assert found.schedule
-    events = perfetto(found.schedule, found.predicted[0])["traceEvents"]
+    events = perfetto(found.schedule, found.predicted)["traceEvents"]
     signals = [(a, b) for a, b in flows(events) if a["name"] == "signal"]
     waits = sum(wait.everywhere for step in found.schedule.steps for wait in step.waits)
     assert len(signals) == waits * 8 * 8
     assert {(a["pid"], b["pid"]) for a, b in signals} == {(a, b) for a in range(8) for b in range(8)}
+
+
+def test_ranks_that_are_not_alike_have_times_of_their_own() -> None:
+    found = skewed_side()
+    assert found.schedule
+    busy, others = found.predicted[-2:]
+    events = perfetto(found.schedule, (busy, others))["traceEvents"]
+    for rank in range(8):
+        timeline = others if rank else busy
+        mine = {e["name"]: e for e in slices(events, rank)}
+        assert mine.keys() == found.schedule.step.keys()
+        for key, e in mine.items():
+            event = timeline.event[key]
+            assert (e["ts"], e["dur"]) == pytest.approx((event.start * 1e6, event.seconds * 1e6), abs=2e-3)
+            assert e["args"].get("us_until_all_ranks_came", 0) == pytest.approx(event.waits * 1e6, abs=1e-3)
+    assert any(event.waits for event in others.events)
+    assert all(a["ts"] <= b["ts"] for a, b in flows(events))
 
 
 def test_a_run_stands_below_its_prediction() -> None:

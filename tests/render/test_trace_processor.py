@@ -71,7 +71,7 @@ def test_a_prediction(load: Loaded) -> None:
     given = side()
     schedule, timeline = given.schedule, given.predicted[-1]
     assert schedule
-    found = load(perfetto(schedule, timeline))
+    found = load(perfetto(schedule, [timeline]))
     assert found.query(FAULTS) == [], "nothing was dropped"
     for rank in range(schedule.ep):
         assert in_order(found, f"rank {rank}") == issued(schedule), "every step once, on its lane, in its order"
@@ -90,7 +90,7 @@ def test_a_run_beside_its_prediction(load: Loaded) -> None:
     given = side()
     schedule = given.schedule
     assert schedule
-    found = load(perfetto(schedule, given.predicted[-1], measured("run.json", trace(schedule), schedule)))
+    found = load(perfetto(schedule, given.predicted[-1:], measured("run.json", trace(schedule), schedule)))
     assert found.query(FAULTS) == []
     for name in ("rank 0, predicted", "rank 0, measured", "rank 1, predicted", "rank 1, measured"):
         assert in_order(found, name) == issued(schedule)
@@ -152,7 +152,7 @@ def test_what_a_program_traced(load: Loaded, traced: dict[str, tuple[Schedule, C
         assert in_order(found, name) == issued(schedule)
         assert sorted((a, b) for at, to, a, b, _, _ in found.query(FLOWS) if at == to == name) == waits
     run = measured("trace.json", text, schedule)
-    both = load(perfetto(schedule, simulate(schedule, cluster, 33), run))
+    both = load(perfetto(schedule, [simulate(schedule, cluster, 33)], run))
     assert both.query(FAULTS) == []
     for rank in (0, 1):
         assert in_order(both, f"rank {rank}, measured") == in_order(both, f"rank {rank}, predicted")

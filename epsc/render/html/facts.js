@@ -9,11 +9,15 @@ function stepButton(app, side, index, words) {
 
 // Without a selection: the transfers that nothing hides, longest first, and why.
 function exposures(app, side, at) {
-  const run = shownRun(app.state, side) || side.measured[0];
-  const found = run ? [...run.exposed].sort((a, b) => b[1] - b[0] - (a[1] - a[0])).slice(0, 6) : [];
+  const runs = shownRuns(app.state, side);
+  return (runs.length ? runs : side.measured.slice(0, 1)).flatMap((run) => exposuresOf(app, side, at, run));
+}
+
+function exposuresOf(app, side, at, run) {
+  const found = [...run.exposed].sort((a, b) => b[1] - b[0] - (a[1] - a[0])).slice(0, 6);
   const items = found.map(([start, end, step, why]) => element("li", {}, element("strong", {}, duration(end - start)), " ",
     stepButton(app, at, step), why ? `: ${why}` : ""));
-  return [element("h3", {}, side.name), items.length ? element("ul", { class: "exposures" }, ...items)
+  return [element("h3", {}, run.ranks ? `${side.name}, ${run.ranks}` : side.name), items.length ? element("ul", { class: "exposures" }, ...items)
     : element("p", {}, "No transfer is exposed.")];
 }
 
@@ -42,7 +46,12 @@ function showFacts(app) {
     add("sent to others", amount(event[EVENT.link], "B"));
     add("FLOP", amount(event[EVENT.flops], ""));
     const slower = event[EVENT.slowed] > 1e-7 ? `, of it ${duration(event[EVENT.slowed])} because of what runs beside it` : "";
-    add("predicted", `${duration(event[EVENT.end] - event[EVENT.start])}${slower}; starts at ${duration(event[EVENT.start])}`);
+    for (const each of shownRuns(app.state, side)) {
+      const there = each.at.get(chosen.step), waits = waiting(there);
+      add(each.ranks ? `predicted, ${each.ranks}` : "predicted", `${duration(there[EVENT.end] - there[EVENT.start])}${
+        each === run ? slower : ""}${waits > 0 ? `, of it ${duration(waits)} until all ranks have come` : ""}; starts at ${
+        duration(there[EVENT.start])}`);
+    }
   }
   for (const each of side.measured) {
     const found = each.at.get(chosen.step);

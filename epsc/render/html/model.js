@@ -1,7 +1,7 @@
 // What the page knows: sides (schedules or traces) with steps and runs; what is selected; how numbers are written.
 
 const EVENT = { step: 0, start: 1, end: 2, after: 3, waited: 4, impl: 5, rows: 6, memory: 7, link: 8, flops: 9, slowed: 10,
-  taken: 11 };
+  taken: 11, moves: 12 };
 
 async function unpack() {
   const bytes = Uint8Array.from(atob(document.getElementById("data").textContent.trim()), (c) => c.charCodeAt(0));
@@ -19,11 +19,23 @@ function model(data) {
     }
   }
   const loads = [...new Set(data.sides.flatMap((side) => side.runs.map((run) => run.load)))].sort((a, b) => a - b);
-  return { ...data, loads, load: loads.length ? loads[loads.length - 1] : null, selected: null, hovered: null };
+  // Kinds of ranks, where they are not alike; null: all of them are shown.
+  const kinds = [...new Set(data.sides.flatMap((side) => side.runs.map((run) => run.ranks)).filter((ranks) => ranks))];
+  return { ...data, loads, load: loads.length ? loads[loads.length - 1] : null, kinds, ranks: null, selected: null, hovered: null };
 }
 
-// The prediction of a side at the load that is shown.
-const shownRun = (state, side) => side.runs.find((run) => run.load === state.load) || null;
+// The predictions of a side at the load that is shown: one, or one for each kind of ranks that is shown.
+const shownRuns = (state, side) => side.runs.filter((run) => run.load === state.load
+  && (!state.ranks || !run.ranks || run.ranks === state.ranks));
+
+// Of these the one in which a step was selected, else the first: of the ranks that have most rows.
+function shownRun(state, side) {
+  const runs = shownRuns(state, side);
+  return runs.find((run) => state.selected && run.ranks === state.selected.ranks) || runs[0] || null;
+}
+
+// Seconds of an event in which nothing moves, because other ranks have not come.
+const waiting = (event) => event[EVENT.moves] - event[EVENT.start];
 
 const three = (value) => value.toFixed(Math.max(0, 2 - (value >= 9.995) - (value >= 99.95)));
 

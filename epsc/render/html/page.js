@@ -46,10 +46,17 @@ class App {
     for (const load of this.state.loads) {
       loads.append(element("button", { type: "button", "data-load": `${load}`, onclick: () => this.setLoad(load) }, `${load}`));
     }
+    const ranks = document.getElementById("ranks"), kinds = this.state.kinds;
+    for (const kind of kinds.length > 1 ? [null, ...kinds] : []) {
+      ranks.append(element("button", { type: "button", "data-ranks": kind || "", onclick: () => this.setRanks(kind) }, kind || "all ranks"));
+    }
     const legend = document.getElementById("legend");
     const used = new Set(this.state.sides.flatMap((side) => side.steps.map((step) => step.look)));
     for (const look of this.state.looks) if (used.has(look.key)) legend.append(element("span", {}, swatch(look.key), look.words));
     legend.append(element("span", {}, swatch("bad"), "a transfer that nothing hides"), element("span", {}, "0 1 2 : chunk"));
+    if (this.state.sides.some((side) => side.runs.some((run) => run.events.some((event) => waiting(event) > 0)))) {
+      legend.append(element("span", {}, "thin : waits for busier ranks"));
+    }
   }
 
   setLoad(load) {
@@ -59,19 +66,31 @@ class App {
     this.say(`${load} tokens per rank`);
   }
 
-  // Panels, for the load that is shown: all on one time axis.
+  setRanks(kind) {
+    this.state.ranks = kind;
+    this.build();
+    showFacts(this);
+    this.say(kind || "all ranks");
+  }
+
+  // Panels, for the load and ranks that are shown: all on one time axis.
   build() {
     for (const button of document.querySelectorAll("#loads button")) {
       button.setAttribute("aria-pressed", button.dataset.load === `${this.state.load}`);
+    }
+    for (const button of document.querySelectorAll("#ranks button")) {
+      button.setAttribute("aria-pressed", button.dataset.ranks === (this.state.ranks || ""));
     }
     this.timelines = [];
     const box = document.getElementById("panels");
     box.replaceChildren();
     this.state.sides.forEach((side, at) => {
-      const run = shownRun(this.state, side);
-      const ranks = side.ep > 1 ? `ranks 0–${side.ep - 1}` : "rank 0";
-      if (run) box.append(this.panel(at, run, ranks, `${run.headline}`, side.ep > 1 ? "predicted, every rank alike" : "predicted"));
-      if (!run && !side.measured.length) {
+      const runs = shownRuns(this.state, side), all = side.ep > 1 ? `ranks 0–${side.ep - 1}` : "rank 0";
+      for (const run of runs) {
+        const kind = side.ep > 1 && !run.ranks ? "predicted, every rank alike" : "predicted";
+        box.append(this.panel(at, run, run.ranks || all, run.headline, kind));
+      }
+      if (!runs.length && !side.measured.length) {
         box.append(element("p", { class: "panel" }, `${side.name} has no times: a plan says neither its machine nor its load.`));
       }
       for (const each of side.measured) box.append(this.panel(at, each, `rank ${each.rank}`, each.headline, each.trace));
@@ -119,7 +138,8 @@ class App {
       const found = timeline.run.at.get(step), { key } = timeline.side.steps[step];
       const impl = found[EVENT.impl] ? `, ${found[EVENT.impl]}` : "";
       tip.textContent = `${key}${impl}\n${duration(found[EVENT.end] - found[EVENT.start])} from ${duration(found[EVENT.start])}${
-        found[EVENT.waited] ? `\nafter ${found[EVENT.waited]}` : ""}`;
+        found[EVENT.waited] ? `\nafter ${found[EVENT.waited]}` : ""}${
+        waiting(found) ? `\nof it ${duration(waiting(found))} until all ranks have come` : ""}`;
       tip.style.left = `${Math.min(event.clientX + 14, window.innerWidth - 440)}px`;
       tip.style.top = `${event.clientY + 16}px`;
     }
@@ -127,7 +147,7 @@ class App {
   }
 
   select(side, step, timeline, reveal) {
-    this.state.selected = step === null ? null : { side, step };
+    this.state.selected = step === null ? null : { side, step, ranks: timeline ? timeline.run.ranks : null };
     if (step !== null) {
       const found = (timeline ? timeline.run : shownRun(this.state, this.state.sides[side]) || { at: new Map() }).at.get(step);
       const { key } = this.state.sides[side].steps[step];

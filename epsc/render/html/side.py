@@ -19,6 +19,7 @@ from epsc.ir.source import Source
 from epsc.machine.reasons import exposures, spent
 from epsc.machine.simulate import makers_of
 from epsc.machine.timeline import Event, Timeline
+from epsc.render.amounts import ranks_words
 from epsc.render.gantt import headline
 from epsc.render.layered import layered
 from epsc.render.looks import look_of, look_of_node
@@ -42,7 +43,7 @@ class Side:
     name: str
     schedule: Schedule | None = None
     predicted: tuple[Timeline, ...] = ()
-    """One for each load."""
+    """One for each load; where ranks are not alike, one for each kind of them."""
     measured: Measured | None = None
     program: Source | None = None
     """The emitted program."""
@@ -197,6 +198,7 @@ def _run(timeline: Timeline, schedule: Schedule | None, index: dict[str, int]) -
     resources = sorted({name for names in taken for name in names}, key=_resource_order)
     return {
         "load": timeline.load,
+        "ranks": ranks_words(timeline.ranks) if timeline.ranks else None,
         "headline": headline(timeline),
         "total": timeline.total,
         "exposed": [
@@ -210,6 +212,7 @@ def _run(timeline: Timeline, schedule: Schedule | None, index: dict[str, int]) -
             for e, names in zip(timeline.events, taken, strict=True)
         ],
         "resources": resources,
+        "partitions": sum(_is_partition(name) for name in resources),
         "critical": [index[step] for step in timeline.critical_path],
     }
 
@@ -228,6 +231,7 @@ def _event(event: Event, index: dict[str, int], taken: list[int]) -> list[Any]:
         round(event.work.flops),
         round(event.slowed, 10),
         taken,
+        round(event.start + event.waits, 10),
     ]
 
 
@@ -244,7 +248,12 @@ def _taken(event: Event, schedule: Schedule) -> list[str]:
 
 def _resource_order(name: str) -> tuple[int, str]:
     """Partitions of the SMs, what takes SMs that are free, then what moves rows."""
-    return (2 if name in _LINKS.values() else name == _FREE), name
+    return (0 if _is_partition(name) else 1 if name == _FREE else 2), name
+
+
+def _is_partition(name: str) -> bool:
+    """SMs that are set apart: what waits for other ranks holds those, and nothing else."""
+    return name != _FREE and name not in _LINKS.values()
 
 
 def _moving(timeline: Timeline, interval: tuple[float, float]) -> str:

@@ -16,13 +16,14 @@ function levels(items) {
 
 function rowsOf(side, run, ranks) {
   const bars = run.events.map((event) => ({ start: event[EVENT.start], end: event[EVENT.end], step: event[EVENT.step],
-    taken: event[EVENT.taken] }));
+    taken: event[EVENT.taken], moves: event[EVENT.moves] }));
   const rows = side.lanes.map((lane) => ({ label: `${ranks} · ${lane}`, kind: "lane", height: LANE,
     items: bars.filter((bar) => side.steps[bar.step].lane === lane).map((bar) => ({ ...bar })) }));
   rows.push({ label: "exposed transfer", kind: "exposed", height: THIN,
     items: run.exposed.map(([start, end, step]) => ({ start, end, step })) });
   run.resources.forEach((name, i) => rows.push({ label: name, kind: "resource", height: THIN,
-    items: bars.filter((bar) => bar.taken.includes(i)).map((bar) => ({ ...bar })) }));
+    items: bars.filter((bar) => bar.taken.includes(i))
+      .map((bar) => ({ ...bar, start: i < run.partitions ? bar.start : bar.moves, moves: undefined })) }));
   let y = HEAD;
   for (const row of rows) {
     row.items.sort((a, b) => a.start - b.start);
@@ -204,13 +205,15 @@ class Timeline {
     for (let i = firstAt(row, from); i < row.items.length && row.items[i].start <= to; i += 1) {
       const item = row.items[i];
       if (item.end < from) continue;
-      const step = side.steps[item.step], left = this.x(item.start);
+      // Thin while it waits for other ranks.
+      const step = side.steps[item.step], waits = item.moves > item.start, left = this.x(waits ? item.moves : item.start);
       const wide = Math.max(1, this.x(item.end) - left), y = row.y + item.level * height;
       // Many steps in one pixel are one pixel.
       if (wide <= 1 && left - last < 1 && item.level === lastLevel && !(near && near.has(item.step))) continue;
       [last, lastLevel] = [left, item.level];
       pen.globalAlpha = near && !near.has(item.step) ? 0.5 : 1;
       pen.fillStyle = row.kind === "exposed" ? app.colour("bad") : app.colour(step.look);
+      if (waits) pen.fillRect(this.x(item.start), y + height / 2 - 3, left - this.x(item.start), 5);
       pen.fillRect(left, y, wide > 3 ? wide - 1 : wide, height - 1);
       if (row.kind === "lane") this.exposedOf(pen, item, y, height);
       if (near && near.has(item.step) && row.kind === "lane") {
