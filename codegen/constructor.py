@@ -90,7 +90,23 @@ def _comms(schedule: Schedule) -> list[str]:
     return call("self.transport = Transport", ["self.run", "group", Listing("", items, "{}"), "timeout"], "", 8)
 
 
+def _gathered(regions: Regions, scope: Scope, combine: str, axis: str) -> list[str]:
+    """Where rows lie that ranks with the same tokens gather: as they came home, by the layout of their dispatch."""
+    schedule, graph = regions.schedule, regions.graph
+    sent = scope.layouts[regions.dispatch(graph.maker[graph.node[f"{combine}.gather"].ins[0]])]
+    (pieces,) = regions.cuts.get(combine, {1})
+    mesh, experts = schedule.mesh_of(axis), schedule.mesh_of("ep")
+    apart = mesh.stride(axis)
+    first = f"self.rank - {regions.place(axis)}{f' * {apart}' if apart > 1 else ''}"
+    ranks = f"range({first}, {first} + {mesh.size(axis) * apart}, {apart})"
+    own = f"[rank // {experts.stride('ep')} % EP for rank in {ranks}]"
+    return call(f"self.{scope.layouts[combine]} = Gathered", [f"self.{sent}", str(pieces), own], "", 8)
+
+
 def _layout(regions: Regions, scope: Scope, dispatch: str) -> list[str]:
+    shares = regions.shares_of(dispatch)
+    if shares is not None and isinstance(shares.attrs, RowsAttrs):
+        return _gathered(regions, scope, dispatch, shares.attrs.over)
     layout = regions.layout(dispatch)
     local = regions.experts(dispatch) // regions.schedule.ep
     cuts = sorted(regions.cuts.get(dispatch, set()) | {layout.count})

@@ -91,6 +91,7 @@ def context(
         "groups": gemms.groups,
         "collective": any(step.comm for step in schedule.steps),
         "collective_kinds": {node.kind for node in graph.nodes},
+        "gathers": any(node.kind.startswith("all_gather") for node in graph.nodes),
         "same_tokens": schedule.same_tokens,
         "memory_lines": memory_line(schedule, load[1]),
         "dtype": TORCH_DTYPES[base_dtype(schedule)],
@@ -126,7 +127,8 @@ def _functions(graph: Graph, names: Names) -> dict[object, Function]:
 
 def _scope(schedule: Schedule, functions: dict[object, str], variants: Variants) -> Scope:
     members = Names(MODULE)
-    dispatches = [node.name.removesuffix(".layout") for node in schedule.graph.nodes if node.kind == "layout"]
+    kinds = ("layout", "layout_shares")
+    dispatches = [n.name.removesuffix(f".{n.kind}") for n in schedule.graph.nodes if n.kind in kinds]
     return Scope(
         {lane.name: members.of(f"lane {lane.name}", lane.name) for lane in schedule.lanes},
         {param.name: members.of(f"weight {param.name}", param.name) for param in schedule.graph.params},
@@ -141,14 +143,16 @@ def _scope(schedule: Schedule, functions: dict[object, str], variants: Variants)
 
 
 def _layout_classes(regions: Regions, scope: Scope) -> list[str]:
-    axes = {regions.layout(dispatch).axis for dispatch in scope.layouts}
+    laid = [dispatch for dispatch in scope.layouts if not regions.shares_of(dispatch)]
+    axes = {regions.layout(dispatch).axis for dispatch in laid}
     wanted = {
         "layout_experts.jinja": bool(axes - {Axis.TOKENS}),
         "layout_peers.jinja": Axis.PEER in axes,
         "layout_tokens.jinja": Axis.TOKENS in axes,
     }
     found = [name for name, used in wanted.items() if used]
-    return [*found, "layout_local.jinja"] if any(map(regions.stays, scope.layouts)) else found
+    found += ["layout_gathered.jinja"] if len(laid) < len(scope.layouts) else []
+    return [*found, "layout_local.jinja"] if any(map(regions.stays, laid)) else found
 
 
 def _op_files(graph: Graph, regions: Regions, gemms: Gemms, variants: Variants, keeps: bool) -> list[str]:

@@ -130,7 +130,21 @@ class Ops:
 
     def _fetch(self, at: At) -> Op:
         out, counts = (self.regions.variable(value) for value in (at.node.outs[0], at.node.ins[0]))
-        return {"out": out, "counts": counts, "layout": self._layout_of(at.node)}
+        args = (counts,) if self.regions.shares_of(self.regions.dispatch(at.node)) else (counts, counts)
+        return {"out": out, "counts": counts, "layout": self._layout_of(at.node), "args": args}
+
+    def _layout_shares(self, at: At) -> Op:
+        assert isinstance(at.node.attrs, RowsAttrs)
+        args = (self.regions.variable(at.node.ins[0]), self.regions.share(at.node.attrs.over)[0])
+        return {**self._results(at), "layout": self._layout_of(at.node), "args": args}
+
+    def _gather_copies(self, at: At) -> Op:
+        rows, out = self.regions.indexed(at.step.reads[0]), self.regions.indexed(at.step.writes[0])
+        if at.cut:
+            came = self.regions.part(self.regions.dispatch(self.schedule.graph.maker[at.node.ins[0]]), at.cut)
+            rows, out = f"{rows}[{came}.leave]", f"{out}[part.rows]"
+        args = (out, rows, "part.counts", string(at.step.comm))
+        return {"function": "self.transport.all_gather", "args": args}
 
     def _own_rows(self, at: At) -> Op:
         index, ends = map(self.regions.variable, at.node.outs)
@@ -413,6 +427,8 @@ _OPS: dict[str, Callable[[Ops, At], Op]] = {
     "pick_rows": Ops._pick_rows,
     "place_rows": Ops._place_rows,
     "pass_counts": Ops._pass_counts,
+    "layout_shares": Ops._layout_shares,
+    "all_gather_copies": Ops._gather_copies,
     "gather_counts": Ops._gather_counts,
     "all_gather_rows": Ops._rows_of_ranks,
     "reduce_scatter_rows": Ops._rows_of_ranks,

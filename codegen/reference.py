@@ -24,13 +24,13 @@ _SAME = frozenset(
     [
         *("all2all", "regroup", "ungroup", "unpermute", "tell", "put_rows", "copy_rows", "put_back"),
         *("place_rows", "all_reduce", "split_tokens", "all_gather", "reduce_scatter"),
-        *("all_gather_rows", "reduce_scatter_rows"),
+        *("all_gather_rows", "all_gather_copies", "reduce_scatter_rows"),
     ]
 )
 _NOTHING = frozenset(
     [
         *("weight_copy", "layout", "exchange", "sizes", "arrange", "count", "locate", "aim", "fetch", "own_rows"),
-        *("gather_counts", "pass_counts"),
+        *("gather_counts", "pass_counts", "layout_shares"),
     ]
 )
 

@@ -17,6 +17,7 @@ _OF_DISPATCH = frozenset(
     {
         *("exchange", "sizes", "arrange", "permute", "all2all", "ungroup", "regroup"),
         *("pass_counts", "fetch", "own_rows", "pick_rows", "gather_counts", "all_gather_rows", "reduce_scatter_rows"),
+        "all_gather_copies",
     }
 )
 """Kinds that belong to the dispatch whose layout they read."""
@@ -89,7 +90,7 @@ class Regions:
         """The dispatch that each control value, and each value in sending order, belongs to."""
         found: dict[str, str] = {}
         for node in self.graph.nodes:
-            if node.kind in ("layout", "locate", "aim"):
+            if node.kind in ("layout", "layout_shares", "locate", "aim"):
                 mine = node.name.removesuffix(f".{node.kind}")
             else:
                 mine = next((found[value] for value in reversed(node.ins) if value in found), "")
@@ -165,6 +166,10 @@ class Regions:
     def stays(self, dispatch: str) -> bool:
         """Whether its rows stay on their rank, which has all tokens."""
         return self.graph.node[dispatch].kind == "pick_rows"
+
+    def shares_of(self, combine: str) -> Node | None:
+        """Of a combine of rows that ranks with the same tokens gather: the op that says where they lie."""
+        return self.graph.node.get(f"{combine}.layout_shares")
 
     # --- rows ---
 

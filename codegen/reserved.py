@@ -21,7 +21,7 @@ FILE = _words("""
     direct_product direct_product_kernel direct_product_tiles DIRECT_PRODUCT_TILES
     expand expand_kernel put_sums_to_ranks put_sums_kernel sum_over_ranks sum_ranks_kernel
     Run Lane Step Host Transport nccl_options Part Sizes Layout ByExpert ByToken ByPeer Local
-    holder SAME_TOKENS RANKS ETP NODES NODE_RANKS turned Shared own_columns
+    holder SAME_TOKENS RANKS ETP NODES NODE_RANKS turned Shared own_columns Block Blocks Gathered
     view expect by_tokens length keep router_logits identity rows_or_zero own_weights weighted_sum put_rows sort_rows
     triton tl TensorDescriptor jit columns_at_once TRITON check_triton
     copy_ranks copy_ranks_kernel count_copies_kernel larger ordered value_of place_of

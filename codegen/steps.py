@@ -220,6 +220,8 @@ _WHAT = {
     "gather_counts": "how many rows come to each of the ranks that share experts with this one",
     "all_gather_rows": "rows that came to the ranks that share experts, on each of them",
     "reduce_scatter_rows": "the sum of what the ranks that share experts made, of the rows that came here",
+    "layout_shares": "where copies of all tokens lie that ranks with the same tokens bring home, each its share",
+    "all_gather_copies": "the rows that came home to the ranks with the same tokens, on each of them",
     "split_tokens": "this rank's share of the tokens",
     "all_gather": "the shares of all ranks, on each of them",
     "reduce_scatter": "this rank's share of the sum of what all ranks made",

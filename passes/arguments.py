@@ -22,7 +22,7 @@ USAGE = {
     "identity": "rows and a route: identity(x, r, first=8)",
     "select_local": "rows and a route: select_local(x, r)",
     "scatter_rows": "selected rows and their route: scatter_rows(h, r)",
-    "split_tokens": "rows of tokens, and a mesh axis: split_tokens(x, tp)",
+    "split_tokens": "rows of tokens or a route, and a mesh axis: split_tokens(x, tp)",
     "all_gather": "a share of tokens, and its mesh axis: all_gather(y, tp)",
     "reduce_scatter": "sums of the ranks of a mesh axis, and that axis: reduce_scatter(y, ep)",
     "all_reduce": "sums of the ranks of a mesh axis, and that axis: all_reduce(y, ep)",

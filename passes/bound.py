@@ -27,6 +27,10 @@ class Route:
     """The value that holds their weights."""
     span: Span | None = field(default=None, compare=False)
     """Where it says how many experts there are."""
+    whole: Route | None = None
+    """Of a share of the tokens: the route of all of them."""
+    axis: str = ""
+    """The mesh axis whose ranks have the shares."""
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,12 @@ from epsc.proof.happens import Happens
 # Rows that an index addresses from the start of the whole value, so that all rows must be in one piece.
 _WHOLE_READS = (
     *("regroup", "unpermute", "unpermute_sum", "all2all", "pick_rows", "place_rows"),
-    *("all_gather_rows", "reduce_scatter_rows"),
+    *("all_gather_rows", "all_gather_copies", "reduce_scatter_rows"),
 )
-_WHOLE_WRITES = ("permute", "ungroup", "all2all", "all_gather_rows", "reduce_scatter_rows")
+_WHOLE_WRITES = (
+    *("permute", "ungroup", "all2all"),
+    *("all_gather_rows", "all_gather_copies", "reduce_scatter_rows"),
+)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from epsc.ir.attrs import Attrs, Direction, ExpertGemmAttrs, PlaceAttrs, RowsAttrs, SlotAttrs, TransferAttrs
+from epsc.ir.attrs import (
+    Attrs,
+    CollectiveAttrs,
+    Direction,
+    ExpertGemmAttrs,
+    PlaceAttrs,
+    RowsAttrs,
+    SlotAttrs,
+    TransferAttrs,
+)
 from epsc.ir.dims import RANKS, SLOTS, TOKENS, Dim, DType, Tensor, own_experts, rows, sends
 from epsc.ir.graph import Graph, Node
 from epsc.passes.asks import NOTHING, Asks
@@ -42,6 +51,8 @@ class Canonicalise:
         ranks share experts  -->    sent.counts   = gather_counts(exchange)  what comes to all of them
                                     sent.gather   = all_gather_rows(sent.all2all)
                                     back.scatter  = reduce_scatter_rows(back.ungroup)
+        of a share of tokens -->    back.layout_shares = layout_shares(r.experts)   where copies of all shares lie
+                                    back.gather   = all_gather_copies(back.all2all)
         sent = select_local(x, r) -->  sent.layout = layout(r.experts)        copies of all tokens, by expert
                                     sent.fetch    = fetch(counts)            the host learns the counts
                                     sent.sizes    = sizes(counts)
@@ -205,6 +216,11 @@ def _combine(node: Node, types: dict[str, Tensor]) -> list[Node]:
     home = Tensor(copies.dtype, (sends(d), copies.shape[1])) if attrs.selective else copies
     types.update({f"{c}.ungroup": types[h], f"{c}.all2all": home, f"{c}.unpermute": copies})
     transfer = TransferAttrs(Direction.COMBINE, attrs.experts, attrs.top_k)
+    came, place, gathered = f"{c}.all2all", f"{d}.layout.place", list[Node]()
+    if attrs.over:
+        types[came] = Tensor(copies.dtype, (types[f"{d}.permute"].shape[0], copies.shape[1]))
+        gathered = _gathered(node, types, came, copies)
+        came, place = gathered[-1].name, gathered[0].outs[0]
     sums: list[Node] = []
     back = f"{c}.ungroup"
     if attrs.etp > 1:
@@ -221,8 +237,33 @@ def _combine(node: Node, types: dict[str, Tensor]) -> list[Node]:
         op(".ungroup", "ungroup", (h, f"{d}.arrange.index")),
         *sums,
         op(".all2all", "all2all", (back, f"{d}.sizes"), transfer),
-        op(".unpermute", "unpermute", (f"{c}.all2all", f"{d}.layout.place")),
+        *gathered,
+        op(".unpermute", "unpermute", (came, place)),
         op("", "weighted_sum", (f"{c}.unpermute", weights)),
+    ]
+
+
+def _gathered(node: Node, types: dict[str, Tensor], came: str, copies: Tensor) -> list[Node]:
+    """The rows that came home to this rank's share of the tokens, and those of the other shares."""
+    assert isinstance(node.attrs, RowsAttrs)
+    c = node.name
+    layout, fetch, sizes, gather = (f"{c}.{each}" for each in ("layout_shares", "fetch", "sizes", "gather"))
+    place, counts = f"{layout}.place", f"{layout}.counts"
+    types[place] = Tensor(DType.INT64, (copies.shape[0],))
+    types |= dict.fromkeys((counts, fetch, sizes), Tensor(DType.INT64, (RANKS,)))
+    types[gather] = copies
+    return [
+        replace(node, name=layout, kind="layout_shares", ins=(node.ins[1],), outs=(place, counts)),
+        replace(node, name=fetch, kind="fetch", ins=(counts,), outs=(fetch,)),
+        replace(node, name=sizes, kind="sizes", ins=(fetch,), outs=(sizes,)),
+        replace(
+            node,
+            name=gather,
+            kind="all_gather_copies",
+            ins=(came, sizes),
+            outs=(gather,),
+            attrs=CollectiveAttrs(node.attrs.over),
+        ),
     ]
 
 

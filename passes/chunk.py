@@ -75,6 +75,7 @@ class Chunk:
         if context.device and context.device.backend == "cuda":
             _check_groups(schedule, splits, wishes, faults)
         layouts = _layouts(schedule, splits, wishes, faults)
+        _check_gathers(schedule.graph, splits, wishes, faults)
         faults.raise_if_any()
         steps: list[Step] = []
         for step in schedule.steps:
@@ -203,6 +204,21 @@ def _layouts(
             del splits[permute.name]
         layouts.append(Layout(dispatch, axis, count))
     return tuple(layouts)
+
+
+def _check_gathers(graph: Graph, splits: dict[str, tuple[Axis, int]], wishes: Wishes, faults: Faults) -> None:
+    """What came home from one rank is gathered as it comes, or all of it at once."""
+    for node in graph.nodes:
+        if node.kind == "all_gather_copies" and node.name in splits:
+            came = graph.maker[node.ins[0]]
+            if splits.get(came.name) != splits[node.name]:
+                faults.add(
+                    "split-mismatch",
+                    f"the all_gather of `{node.origin}` is {_text(splits[node.name])}, but its all2all is"
+                    f" {_text(splits.get(came.name))}",
+                    wishes.split_spans.get(node.name) or node.span,
+                    help=f"split `{node.origin}`, which is both",
+                )
 
 
 _PRODUCTS = ("expert_gemm", "expert_gemm_act")

@@ -10,7 +10,7 @@ from epsc.ir.errors import did_you_mean
 from epsc.ir.spec import Call, Name
 from epsc.machine.cluster import AXES
 from epsc.passes.arguments import USAGE
-from epsc.passes.bound import Bound, Rows, Scope
+from epsc.passes.bound import Bound, Route, Rows, Scope
 from epsc.passes.ops import Ops
 
 
@@ -81,13 +81,34 @@ class Collectives(Ops):
         """split_tokens(x, axis): this rank's share of tokens that the ranks of a mesh axis have in common."""
         self._count_args(call, 2)
         self._options(call, NoAttrs)
-        x, axis = self._rows_arg(call, 0, scope), self._axis_arg(call, 1)
+        x = self._tokens_or_route(call, scope)
+        axis = self._axis_arg(call, 1)
         if x is None or axis is None:
             return None
-        if x.type.shape[0] != TOKENS:
-            self.faults.add("bad-argument", f"only tokens that nobody split can be split, not {x.type}", call.span)
+        type = self.types[x.experts] if isinstance(x, Route) else x.type
+        if type.shape[0] != TOKENS:
+            self.faults.add("bad-argument", f"only tokens that nobody split can be split, not {type}", call.span)
             return None
+        if isinstance(x, Route):
+            return self._share_of(x, axis, call, scope, want)
         return self._over(call, scope, want, x, axis, tokens_of(axis))
+
+    def _tokens_or_route(self, call: Call, scope: Scope) -> Rows | Route | None:
+        """The first argument, of either kind; None after adding a fault."""
+        if call.args and isinstance(call.args[0], Name) and isinstance(scope.values.get(call.args[0].name), Route):
+            return self._route_arg(call, 0, scope)
+        return self._rows_arg(call, 0, scope)
+
+    def _share_of(self, route: Route, axis: str, call: Call, scope: Scope, want: str) -> Bound:
+        """What a route decided for this rank's share of the tokens."""
+        name = self._fresh(scope, want if want and want != "return" else call.fn)
+        made = []
+        for part, value in (("experts", route.experts), ("weights", route.weights)):
+            whole = self.types[value]
+            type = Tensor(whole.dtype, (tokens_of(axis), *whole.shape[1:]))
+            made.append(f"{name}.{part}")
+            self._emit(made[-1], "split_tokens", (value,), CollectiveAttrs(axis), (type,), scope, call.span)
+        return replace(route, experts=made[0], weights=made[1], whole=route, axis=axis)
 
     def _all_gather(self, call: Call, scope: Scope, want: str) -> Bound:
         """all_gather(y, axis): the tokens of which the ranks of a mesh axis have shares."""

@@ -126,7 +126,8 @@ class Ops(Routers, Products):
         self._options(call, NoAttrs)
         if h is None or route is None:
             return None
-        if h.route != route:
+        shared = kind == "combine" and h.route is not None and h.route.whole == route
+        if h.route != route and not shared:
             what = "these rows were not dispatched" if h.route is None else "these rows were sent by another route"
             self.faults.add("bad-argument", f"{what}: `{kind}` takes back what `{sent_by}` sent", call.args[0].span)
             return None
@@ -149,6 +150,14 @@ class Ops(Routers, Products):
         name = self._named(scope, want, kind)
         tensor = Tensor(h.type.dtype, (self.types[route.experts].shape[0], h.type.shape[1]))
         ins = (h.name, route.experts, route.weights)
-        attrs = replace(h.sent or all_of(route), etp=self.etp)
+        over = h.route.axis if shared and h.route else ""
+        attrs = replace(h.sent or all_of(route), etp=self.etp, over=over)
+        if over and attrs.selective:
+            self.faults.add(
+                "bad-argument",
+                f"of these copies some go nowhere, so that nobody knows where those of the other ranks of `{over}` lie",
+                call.span,
+                help=f"combine by the share of the route, and then `all_gather(.., {over})`",
+            )
         self._emit(name, kind, ins, attrs, (tensor,), scope, call.span)
         return Rows(name, tensor)

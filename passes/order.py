@@ -174,9 +174,9 @@ def _is_routed(graph: Graph, node: Node) -> bool:
 
 
 def _feeds_dispatch(schedule: Schedule) -> set[str]:
-    """Names of the ops that a dispatch waits for, or what tells where its rows belong."""
+    """Names of the ops that a dispatch waits for, or the host, or what tells where its rows belong."""
     graph = schedule.graph
-    found = {node.name for node in graph.nodes if is_dispatch(node) or node.kind == "locate"}
+    found = {n.name for n in graph.nodes if is_dispatch(n) or n.kind == "locate" or n.info.role is Role.HOST}
     for node in reversed(graph.nodes):
         if node.name in found:
             found |= {graph.maker[value].name for value in node.ins if value in graph.maker}

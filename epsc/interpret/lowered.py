@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from epsc.interpret.arithmetic import wide
-from epsc.ir.attrs import RowsAttrs, SlotAttrs, TransferAttrs
+from epsc.ir.attrs import CollectiveAttrs, RowsAttrs, SlotAttrs, TransferAttrs
 from epsc.ir.errors import Diagnostic, EpsError
 
 
@@ -28,6 +28,17 @@ def layout(a: RowsAttrs, experts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         raise EpsError(Diagnostic("no-such-expert", message))
     order = flat.argsort(stable=True)
     return order, order.argsort(), flat.bincount(minlength=a.experts)
+
+
+def layout_shares(a: RowsAttrs, experts: Tensor) -> tuple[Tensor, Tensor]:
+    """Where copies lie at home: at world size 1 one rank's share is all."""
+    _, place, counts = layout(a, experts)
+    return place, counts.sum().unsqueeze(0)
+
+
+def all_gather_copies(_: CollectiveAttrs, rows: Tensor, _sizes: Tensor) -> Tensor:
+    """The rows of all ranks at home: at world size 1, those of one."""
+    return rows
 
 
 def weight_copy(_: SlotAttrs, *given: Tensor) -> Tensor:

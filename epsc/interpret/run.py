@@ -88,6 +88,8 @@ _OPS: dict[str, Callable[..., object]] = {
     "gather_counts": lowered.exchange,
     "all_gather_rows": lowered.all2all,
     "reduce_scatter_rows": lowered.all2all,
+    "layout_shares": lowered.layout_shares,
+    "all_gather_copies": lowered.all_gather_copies,
     "all_reduce": collectives.same,
     "split_tokens": collectives.same,
     "all_gather": collectives.same,

@@ -80,6 +80,8 @@ class RowsAttrs:
     """0: it takes every copy."""
     etp: int = field(default=1, kw_only=True)
     """Ranks that share an expert, each of which gets the rows of all of them."""
+    over: str = field(default="", kw_only=True)
+    """Of a combine: the mesh axis whose ranks sent a share of the tokens each, and get what comes home to all."""
 
     @property
     def selective(self) -> bool:

@@ -289,6 +289,23 @@ KINDS: dict[str, Kind] = _table(
         CollectiveAttrs,
         moves_rows=True,
     ),
+    # --- ranks that have the same tokens send a share of them each, and get the rows of all at home
+    Kind(
+        "layout_shares",
+        "experts -> place int64[k*tokens]: where each token copy of all shares lies at home; counts by piece, by rank",
+        Role.CONTROL,
+        RowsAttrs,
+        _BATCH,
+        outs=(".place", ".counts"),
+    ),
+    Kind(
+        "all_gather_copies",
+        "rows at home[k*tokens(axis), hidden], sizes -> rows at home[k*tokens, hidden] of all ranks of a mesh axis",
+        Role.TRANSFER,
+        CollectiveAttrs,
+        _COLUMNS | {Axis.PEER},
+        moves_rows=True,
+    ),
     # --- one-sided transfers: a rank stores into the memory of the others, where every token has a place, its slot
     Kind(
         "count",

@@ -109,7 +109,12 @@ def _both_levels(schedule: Schedule) -> float:
     return 2 - 1 / mesh.size("intra") - 1 / mesh.size("inter")
 
 
-_RINGS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_gather_rows": 1, "reduce_scatter_rows": 1}
+_RINGS = {
+    "all_reduce": 2,
+    "all_gather": 1,
+    "reduce_scatter": 1,
+    **dict.fromkeys(("all_gather_rows", "all_gather_copies", "reduce_scatter_rows"), 1),
+}
 """How often a collective sends, around the ring, the larger of what it reads and writes."""
 
 

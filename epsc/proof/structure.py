@@ -101,6 +101,10 @@ def _check_layouts(schedule: Schedule) -> Iterator[tuple[Step, Node, str]]:
             layout = schedule.layout.get(dispatch)
             if layout is None or not _in_pieces(step.cuts, layout, schedule.ep):
                 yield step, node, f"moves pieces that rows do not lie in: {layout or 'no layout'}"
+        if node.kind == "all_gather_copies" and step.cuts:
+            came = graph.maker.get(node.ins[0])
+            if came is None or not any(other.cuts == step.cuts for other in schedule.steps if other.node == came.name):
+                yield step, node, "gathers a piece that does not come home as one"
         if "two_level" in step.impl.names and (why := _one_level(schedule, step, node)):
             yield step, node, why
         one_source = schedule.ep == 1 or [(cut.axis, cut.count) for cut in step.cuts] == [(Axis.PEER, schedule.ep)]

@@ -107,6 +107,27 @@ def test_parm_s1() -> None:
     assert made.mesh_of("ep").groups("ep") == [list(range(8))]
 
 
+def test_parm_s2() -> None:
+    """All ranks of tp gate all tokens, and send a share of them; home the all2all goes rank by rank, and beside each of
+    its steps runs the all_gather of what came at the step before."""
+    made = planned("parm_s2")
+    node = made.graph.node
+    assert node["r"].ins == ("x",) and made.graph.types["r.experts"].shape[0].symbol == "tokens"
+    assert node["sent.layout"].ins == ("share.experts",) and node["share.experts"].ins == ("r.experts",)
+    assert (node["back.gather"].kind, node["back.gather"].ins[0]) == ("all_gather_copies", "back.all2all")
+    assert node["back"].ins[0] == "back.gather" and "r.weights" in node["back"].ins
+    over = {step.node: made.node(step).attrs.mesh for step in made.steps if step.comm}  # type: ignore[union-attr]
+    assert over == {"sent.exchange": "ep", "sent.all2all": "ep", "back.all2all": "ep", "back.gather": "tp"}
+    cuts = [[step.cuts for step in made.steps if step.node == name] for name in ("back.all2all", "back.gather")]
+    assert cuts[0] == cuts[1] and [cut.axis for (cut,) in cuts[0]] == [Axis.PEER] * 8
+    happens = Happens.of(made)
+    for i in range(8):
+        assert happens.before(f"back.all2all[peer:{i}/8]", f"back.gather[peer:{i}/8]")
+        if i:
+            assert happens.beside(f"back.all2all[peer:{i}/8]", f"back.gather[peer:{i - 1}/8]")
+    assert made.same_tokens == ((1, 2),)
+
+
 def test_fsmoe() -> None:
     """Three resources: all2alls between nodes, all_gather and reduce_scatter within nodes, experts; all dispatches are
     issued before any combine; each may run beside the others."""

@@ -16,6 +16,7 @@ FILES = sorted(PAPERS.glob("*.eps"))
 LIMIT = 1e-5
 MESHES = {
     "parm_s1": {"ep": "4"},
+    "parm_s2": {"ep": "4"},
     "fsmoe": {"ep": "2", "nodes": "2"},
     "tutel_two_level": {"ep": "4", "nodes": "2"},
     "parallel_folding": {"ep": "2", "tp": "2"},
