@@ -101,7 +101,7 @@ class Collectives(Ops):
 
     def _share_of(self, route: Route, axis: str, call: Call, scope: Scope, want: str) -> Bound:
         """What a route decided for this rank's share of the tokens."""
-        name = self._fresh(scope, want if want and want != "return" else call.fn)
+        name = self._named(scope, want, call.fn)
         made = []
         for part, value in (("experts", route.experts), ("weights", route.weights)):
             whole = self.types[value]
