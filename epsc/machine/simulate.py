@@ -188,8 +188,8 @@ class Meeting:
     """A collective of ranks that are not alike: it moves nothing before all have come, and then takes each of them as
     long as the one that has most to move.
 
-    A rank that waits there keeps the SMs that are set apart for it; links, and SMs that it would take if they were
-    free, are for others meanwhile: so two ranks that come to two collectives in another order do not block each other.
+    A rank that waits there keeps the communicator. Links are for others meanwhile, and SMs, of which it needs few: so
+    two ranks that come to two collectives in another order do not block each other.
     """
 
     awaited: int
@@ -222,7 +222,7 @@ class Meeting:
         """The moment is over: whoever came waits. Whether that gave anything back."""
         gave = False
         for _, job, takes in () if self.begun else self.came:
-            kept = {name: n for name, n in takes.items() if name.startswith(_COMM) or (name == _SMS and job.step.sms)}
+            kept = {name: n for name, n in takes.items() if name.startswith(_COMM)}
             gave, job.takes = gave or job.takes != kept, kept
         return gave
 

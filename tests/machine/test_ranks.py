@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from epsc import driver
 from epsc.ir.errors import EpsError
@@ -14,9 +16,13 @@ from epsc.ir.schedule import Schedule
 from epsc.machine import ranks
 from epsc.machine.cluster import Cluster
 from epsc.machine.ranks import simulate_ranks, skewed
-from epsc.machine.simulate import simulate
+from epsc.machine.simulate import Run, simulate
 from epsc.machine.timeline import Timeline
 from tests.machine.schedules import eps
+from tests.machine.test_simulate_properties import SECONDS, toys
+from tests.machine.toys import Toy
+from tests.machine.toys import cluster as toy_cluster
+from tests.machine.toys import schedule as schedule_of
 
 CLUSTER = Cluster.make("h", "h200", 8)
 LOAD = 4096
@@ -81,6 +87,34 @@ def test_the_idle_ranks_wait_where_the_busy_one_comes_late() -> None:
     assert waited(others, "back.all2all") > longer > 0
     assert busy.event["up"].work.rows == pytest.approx(2 * 7 / 6 * others.event["up"].work.rows)
     assert busy.event["mlp"].work == others.event["mlp"].work, "own tokens are as many on every rank"
+
+
+@given(toys(), st.lists(SECONDS, min_size=28, max_size=28), st.sampled_from([0, 0.25]))
+def test_ranks_in_another_order_never_block_each_other(steps: list[Toy], seconds: list[float], launch_s: float) -> None:
+    """Two ranks for which each step takes another time, with a communicator for each lane."""
+    made = schedule_of(*steps)
+    made = replace(made, steps=tuple(replace(step, comm=step.comm and step.lane) for step in made.steps))
+    at = {step.key: i for i, step in enumerate(made.steps)}
+
+    def run(rank: int) -> Run:
+        return Run(made, toy_cluster(launch_s), 64, lambda _s, step, _c, _l: seconds[rank * 14 + at[step.key]])
+
+    runs = {0: run(0), 1: run(1)}
+    ranks._together(list(runs.values()), ranks._meetings(made, runs, [0, 1]))
+    one, other = (run.result() for run in runs.values())
+    for key in at:
+        a, b = one.event[key], other.event[key]
+        if key in collectives(made):
+            assert a.met is not None and a.met == b.met >= max(a.start, b.start) and a.end == b.end
+            assert a.end - a.met >= max(seconds[at[key]], seconds[14 + at[key]]) - 1e-9
+        for rank, event, timeline in ((0, a, one), (1, b, other)):
+            assert event.seconds >= seconds[rank * 14 + at[key]] - 1e-9
+            for wait in made.step[key].waits:
+                assert event.start >= timeline.event[wait.step].end
+    moving = [e for e in one.events if e.step in collectives(made)]
+    for moment in [e.met for e in moving]:
+        assert moment is not None
+        assert sum(e.met is not None and e.met <= moment < e.end for e in moving) <= 1, "one transfer has the link"
 
 
 def test_ranks_of_a_mesh_are_of_one_kind_if_they_meet_the_same_kinds() -> None:
