@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass, replace
 from math import floor, log10
 
@@ -41,7 +42,7 @@ def gantt(timeline: Timeline, width: int = 100, color: bool = False) -> str:
     columns = max(_LEAST, width - margin - 2)
     cell = timeline.total / columns if timeline.total else 1.0
     edge = "│" if color else "|"
-    lines = [headline(timeline)]
+    lines = _head(timeline, width, color)
     for lane in lanes:
         events = [event for event in timeline.events if event.lane == lane]
         lines.append(f"{lane:<{margin}}{edge}{_row(events, columns, cell, color)}{edge}")
@@ -55,6 +56,18 @@ def gantt(timeline: Timeline, width: int = 100, color: bool = False) -> str:
 def headline(timeline: Timeline) -> str:
     total, before, exposed, after = head_words(timeline)
     return f"{total}; {before}{exposed}{after}" if before else total
+
+
+def _head(timeline: Timeline, width: int, color: bool) -> list[str]:
+    """The headline, on more lines where it is wider than the terminal; with colour, what is exposed is red."""
+    total, before, exposed, after = head_words(timeline)
+    words, room = headline(timeline), max(width, _LEAST)
+    lines = [words] if len(words) <= room else textwrap.wrap(total, room)
+    if before and lines != [words]:
+        lines += textwrap.wrap(f"{before}{exposed}{after}", room)
+    if not (color and timeline.exposed):
+        return lines
+    return [line.replace(exposed, f"\x1b[1;31m{exposed}\x1b[0m") for line in lines]
 
 
 def head_words(timeline: Timeline) -> tuple[str, str, str, str]:

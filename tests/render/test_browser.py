@@ -265,7 +265,9 @@ def test_ranks_that_are_not_alike_have_lanes_of_their_own(chromium: Any, tmp_pat
     heads = [head.replace("\n", " ") for head in shown.page.locator(".panel h2").all_inner_texts()]
     assert len(heads) == 3, "ranks that are alike are shown once"
     assert "rank 0 with 2 x the rows" in heads[0] and "ranks 1-7 with 0.857 x the rows" in heads[1]
-    assert "waiting for busier ranks" in heads[1] and "every rank alike" in heads[2]
+    said = shown.page.locator(".panel .said").all_inner_texts()
+    assert "waiting for busier ranks" in said[1] and "every rank alike" in heads[2]
+    assert "exposed" in shown.page.locator(".panel .said .bad").first.inner_text()
     labels = "() => epsc.timelines.map((t) => t.rows[0].label.split(' · ')[0])"
     assert shown.page.evaluate(labels) == ["rank 0", "ranks 1-7", "ranks 0–7"]
     key = "back.all2all[expert_group:0/3]"

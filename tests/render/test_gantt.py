@@ -10,7 +10,8 @@ from epsc.ir.kinds import Role
 from epsc.machine.cluster import Cluster
 from epsc.machine.simulate import simulate
 from epsc.machine.timeline import Event, Timeline
-from epsc.render.gantt import gantt
+from epsc.render.amounts import duration
+from epsc.render.gantt import gantt, headline
 from tests.machine.schedules import eps
 
 ESCAPES = re.compile(r"\x1b\[[\d;]*m")
@@ -35,8 +36,9 @@ def test_a_rank_that_waits_for_another_is_seen_to() -> None:
     timeline = replace(small(), ranks=(1, 2, 3, 5), share=0.8)
     waiting = replace(timeline.events[0], met=0.0041)
     drawn = gantt(replace(timeline, events=(waiting, *timeline.events[1:])), 50)
-    assert "two, 64 tokens per rank, ranks 1-3, 5 with 0.8 x the rows: 40.0 ms" in drawn
-    assert "transfers 20.0 ms, 4.10 ms of it waiting for busier ranks, 10.0 ms exposed" in drawn
+    words = " ".join(drawn.split())
+    assert "two, 64 tokens per rank, ranks 1-3, 5 with 0.8 x the rows: 40.0 ms" in words
+    assert "transfers 20.0 ms, 4.10 ms of it waiting for busier ranks, 10.0 ms exposed" in words
     assert "comm    |~~~~0>>>>>1>sent>>>>....................|" in drawn and "~~ waits for busier ranks" in drawn
 
 
@@ -44,7 +46,8 @@ def test_a_small_chart_by_hand() -> None:
     # 50 columns, less "exposed " and two edges, leave 40: one per millisecond.
     assert gantt(small(), 50) == "\n".join(
         [
-            "two, 64 tokens per rank: 40.0 ms; transfers 20.0 ms, 10.0 ms exposed (50% hidden)",
+            "two, 64 tokens per rank: 40.0 ms",
+            "transfers 20.0 ms, 10.0 ms exposed (50% hidden)",
             "comp    |..........0#up###########1#up###########|",
             "comm    |0>sent>>>>1>sent>>>>....................|",
             "exposed |!!!!!!!!!!                              |",
@@ -65,13 +68,18 @@ def test_every_chart_fits_and_is_ascii(width: int, groups: int) -> None:
     assert "\x1b" not in plain
     assert "\x1b" in coloured
     for text in (plain, ESCAPES.sub("", coloured)):
-        # The headline may be longer than a very narrow terminal; bars never get narrower than 30 columns.
-        assert max(map(len, text.splitlines()[1:])) <= max(width, 40)
+        # Bars never get narrower than 30 columns.
+        assert max(map(len, text.splitlines())) <= max(width, 40)
     bars = [line for line in plain.splitlines() if line.endswith("|")]
     assert [line.split()[0] for line in bars] == ["comp", "comm", "host", "exposed"]
     assert len({len(line) for line in bars}) == 1
     for line in coloured.splitlines():
         assert line.count("\x1b[") % 2 == 0, "each colour is switched off on its line"
+    # What is exposed is named at the head, and said to be what matters.
+    assert " ".join(plain.replace(";", "").split()).startswith(headline(timeline).replace(";", ""))
+    exposed = f"{duration(timeline.exposed_transfer)} exposed"
+    if width >= 80:
+        assert f"\x1b[1;31m{exposed}\x1b[0m" in coloured
 
 
 def test_every_chunk_is_seen() -> None:

@@ -110,7 +110,11 @@ class App {
       const words = `${(seconds / run.total * 100).toFixed(0)}% ${what}`;
       told.append(element("span", looks[what] === "bad" ? { class: "bad" } : {}, ...(looks[what] ? [swatch(looks[what])] : []), words));
     }
-    return element("div", { class: "panel" }, element("h2", {}, `${words} · ${kind}`), told, timeline.canvas);
+    // What is exposed is what one looks for: it stands out.
+    const [total, before, exposed, after] = run.head;
+    const said = before ? element("p", { class: "said" }, before, element("strong", run.exposed.length ? { class: "bad" } : {},
+      exposed), after) : null;
+    return element("div", { class: "panel" }, element("h2", {}, `${total} · ${kind}`), said, told, timeline.canvas);
   }
 
   colour(name) {

@@ -20,7 +20,7 @@ from epsc.machine.reasons import exposures, spent
 from epsc.machine.simulate import makers_of
 from epsc.machine.timeline import Event, Timeline
 from epsc.render.amounts import ranks_words
-from epsc.render.gantt import headline
+from epsc.render.gantt import head_words, headline
 from epsc.render.layered import layered
 from epsc.render.looks import look_of, look_of_node
 from epsc.render.measured import Measured
@@ -200,6 +200,7 @@ def _run(timeline: Timeline, schedule: Schedule | None, index: dict[str, int]) -
         "load": timeline.load,
         "ranks": ranks_words(timeline.ranks) if timeline.ranks else None,
         "headline": headline(timeline),
+        "head": list(head_words(timeline)),
         "total": timeline.total,
         "exposed": [
             [start, end, index[step], why]
@@ -267,6 +268,8 @@ def _measured(found: Measured, index: dict[str, int]) -> list[dict[str, Any]]:
     for rank, timeline in found.ranks.items():
         # A trace does not say what held a step up: its exposed stretches get a name and no reason.
         run = _run(timeline, None, index)
-        run["headline"] = headline(timeline).replace(f", {timeline.load} tokens per rank", ", measured", 1)
+        for_load, measured = f", {timeline.load} tokens per rank", ", measured"
+        run["headline"] = headline(timeline).replace(for_load, measured, 1)
+        run["head"][0] = run["head"][0].replace(for_load, measured, 1)
         runs.append({"rank": rank, "trace": f"{found.name}, {found.clocks}"} | run)
     return runs
