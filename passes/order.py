@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from itertools import pairwise
 from typing import ClassVar
 
 from epsc.ir.attrs import Direction, SlotAttrs, TransferAttrs
@@ -26,6 +27,8 @@ _COMBINE = 0.5  # a chunk's combine follows its experts' work
 _BESIDE_COMBINE = 0.75  # after the last combine is on its way
 _HOME = 1.25  # and is summed after the next chunk's work, or the compute lane would wait for the combine
 _ADDEND = 1.0  # what a sum of chunks starts from: before the first of them, or none could be summed until the end
+_KNOWN_AHEAD = -1.75  # counts of a later dispatch, of a routing that is an input: behind the first, beside its experts
+_HOST_AHEAD = 0.25  # and the host stops for them once it has issued what those experts do first
 _REST = 1e6
 
 _EXPERTS_WORK = ("regroup", "ungroup", "expand", "expert_gemm", "expert_gemm_act")
@@ -84,10 +87,13 @@ class Order:
         moving = [(s.lane, graph.node[s.node]) for s in schedule.steps if graph.node[s.node].info.moves_rows]
         combining = {lane for lane, node in moving if not is_dispatch(node)}
         needed_early, addends = _feeds_dispatch(schedule), _feeds_sums(schedule)
+        ahead_of_time = _known_ahead(schedule)
 
         def due(step: Step) -> float:
             node = graph.node[step.node]
             chunk = step.cuts[0].index if step.cuts else 0
+            if node.name in ahead_of_time:
+                return _HOST_AHEAD if node.info.role is Role.HOST else _KNOWN_AHEAD
             if node.info.role is Role.HOST:
                 return _HOST
             if is_dispatch(node):
@@ -183,6 +189,24 @@ def _feeds_dispatch(schedule: Schedule) -> set[str]:
     return found
 
 
+def _known_ahead(schedule: Schedule) -> set[str]:
+    """Names of the ops that find out how many rows a dispatch will bring, where another dispatch must come before its
+    rows, and need not before its counts: those of a later layer, of a routing that is an input."""
+    graph = schedule.graph
+    found: set[str] = set()
+    for node in graph.nodes:
+        sizes = graph.maker.get(node.ins[-1]) if is_dispatch(node) and node.info.collective else None
+        if sizes is None or sizes.info.role is not Role.HOST:
+            continue
+        counts = {sizes.name, *_behind(graph, sizes.name)}
+        rows = _behind(graph, node.name) - counts
+        if any(is_dispatch(graph.node[name]) for name in rows) and not any(
+            is_dispatch(graph.node[name]) for name in counts
+        ):
+            found |= counts
+    return found
+
+
 def _feeds_sums(schedule: Schedule) -> set[str]:
     """Names of the ops that make what a sum of chunks starts from."""
     graph = schedule.graph
@@ -228,9 +252,28 @@ def _dependencies(schedule: Schedule) -> tuple[list[list[int]], list[int]]:
             if (before := slot_before(schedule.graph, ref)) is not None:
                 # The slot is free when the expert that it held is done.
                 edges |= {(r, i) for r in readers[before.value].meeting(before.cuts)}
+    for first, then in _copies_in_turn(schedule.graph):
+        edges |= {(of_node[first][-1], b) for b in of_node[then]}
     for first, then in schedule.order:
         edges |= {(a, b) for a in of_node[first] for b in of_node[then]}
     for a, b in sorted(edges):
         after[a].append(b)
         blocked[b] += 1
     return after, blocked
+
+
+def _copies_in_turn(graph: Graph) -> list[tuple[str, str]]:
+    """Pairs of ops that bring weights from the host, the second for a dispatch behind that of the first: there is one
+    link, and what is wanted first comes first."""
+    copies: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        if node.info.from_host:
+            copies.setdefault(graph.types[node.outs[0]].shape[0].symbol, []).append(node)
+    groups = list(copies.values())
+    found = []
+    for before, after in pairwise(groups):
+        (reader,) = graph.users[after[0].outs[0]]
+        behind = _behind(graph, reader.name)
+        if any(user.name in behind for node in before for user in graph.users[node.outs[0]]):
+            found += [(a.name, b.name) for a in before for b in after]
+    return found

@@ -83,6 +83,25 @@ def test_read_me() -> None:
     assert Happens.of(made).beside("sent.copy", "mlp.gate_up")
 
 
+def test_read_me_prefetch() -> None:
+    """Counts of the second layer are told, and the weights of its experts come, beside the experts of the first; those
+    that the first layer waits for come before them."""
+    made = planned("read_me_prefetch", "prefetch")
+    happens = Happens.of(made)
+    place = {step.key: i for i, step in enumerate(made.steps)}
+    first, second = (made.graph.node[f"{layer}.sent.all2all"] for layer in ("y", "block"))
+    assert second.ins[0] == "block.sent.permute"  # rows of the second layer are those that the first made
+    group = "[expert_group:0/2]"
+    assert happens.beside("block.sent.exchange", f"y.h{group}") and happens.beside("block.sent.exchange", "y.mlp")
+    assert place[first.name] < place["block.sent.exchange"] < place[f"y.h{group}"] < place["block.sent.sizes"]
+    copies = [step.key for step in made.steps if step.lane == "host_link"]
+    assert [key.partition(".")[0] for key in copies] == ["y"] * 4 + ["block"] * 4
+    for weight in ("gate_up", "down"):
+        key = f"block.{weight}.slots{group}"
+        assert happens.beside(key, "y.h[expert_group:1/2]") and happens.beside(key, "y.back.all2all")
+        assert happens.before(key, f"block.{'h' if weight == 'gate_up' else 'down'}{group}")
+
+
 def test_ppmoe() -> None:
     """No all2all: rows of local experts are selected where they are, put into zeros, and one all_reduce sums them."""
     made = planned("ppmoe")
