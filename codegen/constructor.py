@@ -16,18 +16,24 @@ from epsc.ir.kinds import Role
 from epsc.ir.schedule import Schedule
 
 
-def constructor(schedule: Schedule, regions: Regions, scope: Scope, cls: str) -> dict[str, Any]:
-    """Lines for `__init__` (indented by 8), and for `main`, which calls it."""
-    given = given_modules(schedule.graph)
+def constructor(schedule: Schedule, regions: Regions, scope: Scope, several: bool) -> dict[str, Any]:
+    """Lines for the `__init__` of what runs a plan (indented by 8)."""
     return {
-        "init_parameters": ["given: Mapping[str, Callable[..., Tensor]] | None = None,"] if given else [],
         "init_lanes": [
             *_by_device(scope),
             *_lanes(schedule, scope),
             *_comms(schedule),
-            *made_once(schedule, scope.slots),
+            *made_once(schedule, scope.slots, several),
         ],
         "init_layouts": [line for dispatch in scope.layouts for line in _layout(regions, scope, dispatch)],
+    }
+
+
+def made_by(graph: Graph, cls: str) -> dict[str, Any]:
+    """What the `__init__` of the layer takes besides, and lines for `main`, which calls it."""
+    given = given_modules(graph)
+    return {
+        "init_parameters": ["given: Mapping[str, Callable[..., Tensor]] | None = None,"] if given else [],
         "make_layer": call(
             f"layer = {cls}", ["device=device", "dtype=dtype", "timeout=timeout", *_stand_ins(given)], "", 8
         ),

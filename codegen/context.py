@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
-from epsc.codegen.constructor import constructor, given_modules, two_level
+from epsc.codegen.constructor import given_modules, made_by, two_level
 from epsc.codegen.functions import Function, activation_function, route_function
 from epsc.codegen.gemms import Gemms
-from epsc.codegen.head import declared_lines, docstring, input_lines, shape_text, weight_lines
+from epsc.codegen.head import declared_lines, docstring, input_lines, weight_lines
 from epsc.codegen.lines import Arg, Listing, call
-from epsc.codegen.memory import TORCH_DTYPES, Memory, base_dtype, dtype_text
+from epsc.codegen.memory import TORCH_DTYPES, base_dtype
 from epsc.codegen.names import (
     Names,
     checked_dotted,
@@ -21,15 +21,13 @@ from epsc.codegen.names import (
     identifier,
     string,
 )
-from epsc.codegen.one_sided import memory_line, pairs
-from epsc.codegen.ops import ONE_SIDED, Ops, Scope
+from epsc.codegen.ops import ONE_SIDED
+from epsc.codegen.planned import Planned, Shared, arrow, weights_of
 from epsc.codegen.reference import Reference
-from epsc.codegen.regions import Regions
-from epsc.codegen.reserved import FILE, FORWARD, MODULE, REFERENCE
-from epsc.codegen.steps import Steps
+from epsc.codegen.reserved import FILE, MODULE, PLAN, REFERENCE
 from epsc.codegen.variants import Variants
 from epsc.ir.attrs import ActAttrs, CallAttrs, ExpertGemmActAttrs, RouteAttrs
-from epsc.ir.dims import Axis, DType, Tensor
+from epsc.ir.dims import Axis
 from epsc.ir.graph import Graph
 from epsc.ir.schedule import Schedule
 from epsc.ir.shards import whole
@@ -37,84 +35,107 @@ from epsc.machine.device import Device
 
 
 def context(
-    schedule: Schedule,
+    plans: Sequence[tuple[Schedule, tuple[int, int]]],
+    name: str,
     spec_text: str,
     version: str,
-    load: tuple[int, int],
     device: Device | None = None,
     settings: str = "",
 ) -> dict[str, Any]:
-    """What the templates need. Raises EpsError for what cannot be written."""
-    _check_names(schedule)
-    graph = schedule.graph
+    """What the templates need for the program of these schedules, each for a range of load, which is scheduled as
+    `name`. Raises EpsError for what cannot be written."""
+    schedules = tuple(schedule for schedule, _ in plans)
+    for each in schedules:
+        _check_names(each)
+    first, several = schedules[0], len(schedules) > 1
+    load = plans[0][1][0], plans[-1][1][1]
+    graph, graphs = first.graph, [each.graph for each in schedules]
     cls = class_name(graph.name)
-    file_name = f"{identifier(graph.name)}_{identifier(schedule.name)}"
+    file_name = f"{identifier(graph.name)}_{identifier(name)}"
     file_names = Names((*FILE, cls))
-    functions = _functions(graph, file_names)
-    variants = Variants.of(schedule, {attrs: function.name for attrs, function in functions.items()}, file_names)
-    gemms = Gemms(schedule, variants.activations, file_names, device)
+    functions = _functions(graphs, file_names)
+    by_attrs = {attrs: function.name for attrs, function in functions.items()}
+    variants = Variants.of(schedules, by_attrs, file_names)
+    gemms = Gemms(schedules, variants.activations, file_names, device)
     joined = gemms.functions()
     kernels = variants.kernels(gemms)
-    scope = _scope(schedule, {attrs: function.name for attrs, function in functions.items()}, variants)
-    regions = Regions(schedule, Names((*FORWARD, *file_names.used)), scope.slots)
-    inputs = list(map(regions.variable, graph.inputs))
-    own = {step.key for step in schedule.steps if gemms.own_result(step)}
-    own |= {step.key for step in schedule.steps if graph.node[step.node].kind == "call"}
-    memory = Memory(schedule, regions, scope.lanes, frozenset(own))
-    steps = Steps(schedule, regions, memory, Ops(schedule, regions, gemms, variants, scope))
+    shared = Shared(
+        file_names, by_attrs, variants, gemms, weights_of(graph, Names((*MODULE, *PLAN))) if several else None
+    )
+    classes = [
+        file_names.of(f"plan {i}", class_name(each.name)) if several else cls for i, each in enumerate(schedules)
+    ]
+    made = [Planned(*each, own, shared) for each, own in zip(plans, classes, strict=True)]
+    found = [each.context for each in made]
     given = given_modules(graph)
-    allocations = memory.allocations()
-    blocks = [steps.block(i, step) for i, step in enumerate(schedule.steps)]
+    nodes = [node for each in graphs for node in each.nodes]
+    kinds = {node.kind for node in nodes}
+    weights = made[0].scope.weights
     return {
-        **docstring(schedule, file_name, cls, inputs, load, given),
+        **found[0],
+        **docstring(first, name, file_name, cls, made[0].inputs, load, given, several),
+        "several": several,
+        "plans": found,
+        "table": _table(made),
+        "inputs": made[0].inputs,
+        "layer_head": call(
+            "def forward",
+            ["self", *(f"{value}: Tensor" for value in made[0].inputs), "most: int | None = None"],
+            arrow(graph),
+            4,
+        ),
         "compiled_from": comment_line(f"What it was compiled from{settings and f', with {settings}'}:"),
         "spec": comment_lines(spec_text),
         "file_name": file_name,
         "class_name": cls,
         "layer_string": string(graph.name),
-        "schedule_string": string(schedule.name),
+        "schedule_string": string(name),
         "version": checked_version(version),
         "version_string": string(version),
-        "ep": schedule.ep,
-        "meshes": schedule.meshes,
-        "all_ranks": schedule.ranks,
-        "etp": schedule.mesh_of("etp").size("etp"),
-        "world": "RANKS" if schedule.meshes else "EP",
-        "ranks": "1 rank" if schedule.ranks == 1 else f"{schedule.ranks} ranks",
-        "two_level": two_level(schedule),
+        "ep": first.ep,
+        "meshes": first.meshes,
+        "all_ranks": first.ranks,
+        "etp": first.mesh_of("etp").size("etp"),
+        "world": "RANKS" if first.meshes else "EP",
+        "ranks": "1 rank" if first.ranks == 1 else f"{first.ranks} ranks",
+        "two_level": next(filter(None, map(two_level, schedules)), None),
         "load": load,
-        "one_sided": bool(scope.slots),
+        "one_sided": any(each.scope.slots for each in made),
         "selective": variants.selective,
-        "offloads": any(node.info.from_host for node in graph.nodes),
-        "identities": any(node.kind == "identity" for node in graph.nodes),
-        "one_sided_kinds": {node.kind for node in graph.nodes} & {*ONE_SIDED, "expert_gemm_put"},
+        "offloads": any(node.info.from_host for node in nodes),
+        "identities": "identity" in kinds,
+        "one_sided_kinds": kinds & {*ONE_SIDED, "expert_gemm_put"},
         "groups": gemms.groups,
-        "collective": any(step.comm for step in schedule.steps),
-        "collective_kinds": {node.kind for node in graph.nodes},
-        "gathers": any(node.kind.startswith("all_gather") for node in graph.nodes),
-        "same_tokens": schedule.same_tokens,
-        "memory_lines": memory_line(schedule, load[1]),
-        "dtype": TORCH_DTYPES[base_dtype(schedule)],
-        "input_constants": input_lines(schedule),
-        "weights": weight_lines(schedule, scope.weights),
-        "declared_weights": declared_lines(schedule, scope.weights),
-        "layout_classes": _layout_classes(regions, scope),
-        "op_files": _op_files(graph, regions, gemms, variants, any("keep" in block.op for block in blocks)),
+        "collective": any(step.comm for each in schedules for step in each.steps),
+        "collective_kinds": kinds,
+        "gathers": any(kind.startswith("all_gather") for kind in kinds),
+        "same_tokens": first.same_tokens,
+        "dtype": TORCH_DTYPES[base_dtype(first)],
+        "input_constants": input_lines(first),
+        "weights": weight_lines(first, weights),
+        "declared_weights": declared_lines(first, weights),
+        "layout_classes": _layout_classes(made),
+        "op_files": _op_files(made, gemms, variants),
         "functions": [*functions.values(), *joined],
         "kernels": kernels,
         "packages": "torch (and triton on CUDA)" if kernels else "torch",
         **_needs(gemms, variants, given),
-        **constructor(schedule, regions, scope, cls),
-        **_forward(regions, inputs),
-        "blocks": [{"memory": allocations.get(i, []), "block": block} for i, block in enumerate(blocks)],
-        **_reference(graph, file_names, scope.functions, variants.routers),
+        **made_by(graph, cls),
+        **_reference(graph, file_names, by_attrs, variants.routers),
     }
 
 
-def _functions(graph: Graph, names: Names) -> dict[object, Function]:
+def _table(plans: Sequence[Planned]) -> list[str]:
+    """Which plan is taken at which load."""
+    rows = [(f"{plan.load[0]} to {plan.load[1]} tokens", plan.cls, plan.schedule.name) for plan in plans]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return [f"{load:<{widths[0]}}  {cls:<{widths[1]}}  the plan {name}" for load, cls, name in rows]
+
+
+def _functions(graphs: Sequence[Graph], names: Names) -> dict[object, Function]:
     """Routers and activations, each kind of them once."""
     found: dict[object, Function] = {}
-    for node in graph.nodes:
+    for node in (node for graph in graphs for node in graph.nodes):
         attrs = node.attrs.act if isinstance(node.attrs, ExpertGemmActAttrs) else node.attrs
         if attrs in found:
             continue
@@ -125,44 +146,28 @@ def _functions(graph: Graph, names: Names) -> dict[object, Function]:
     return found
 
 
-def _scope(schedule: Schedule, functions: dict[object, str], variants: Variants) -> Scope:
-    members = Names(MODULE)
-    kinds = ("layout", "layout_shares")
-    dispatches = [n.name.removesuffix(f".{n.kind}") for n in schedule.graph.nodes if n.kind in kinds]
-    return Scope(
-        {lane.name: members.of(f"lane {lane.name}", lane.name) for lane in schedule.lanes},
-        {param.name: members.of(f"weight {param.name}", param.name) for param in schedule.graph.params},
-        {d: members.of(f"layout {d}", f"{d}.layout") for d in dispatches},
-        {
-            pair.dispatch: members.of(f"slots {pair.dispatch}", f"{pair.dispatch}.slots")
-            for pair in pairs(schedule.graph)
-        },
-        functions,
-        {text: members.of(f"by device {text}", wish) for text, wish in variants.by_device.items()},
-    )
-
-
-def _layout_classes(regions: Regions, scope: Scope) -> list[str]:
-    laid = [dispatch for dispatch in scope.layouts if not regions.shares_of(dispatch)]
-    axes = {regions.layout(dispatch).axis for dispatch in laid}
+def _layout_classes(plans: Sequence[Planned]) -> list[str]:
+    layouts = [(each.regions, dispatch) for each in plans for dispatch in each.scope.layouts]
+    laid = [(regions, dispatch) for regions, dispatch in layouts if not regions.shares_of(dispatch)]
+    axes = {regions.layout(dispatch).axis for regions, dispatch in laid}
     wanted = {
         "layout_experts.jinja": bool(axes - {Axis.TOKENS}),
         "layout_peers.jinja": Axis.PEER in axes,
         "layout_tokens.jinja": Axis.TOKENS in axes,
     }
     found = [name for name, used in wanted.items() if used]
-    found += ["layout_gathered.jinja"] if len(laid) < len(scope.layouts) else []
-    return [*found, "layout_local.jinja"] if any(map(regions.stays, laid)) else found
+    found += ["layout_gathered.jinja"] if len(laid) < len(layouts) else []
+    return [*found, "layout_local.jinja"] if any(regions.stays(d) for regions, d in laid) else found
 
 
-def _op_files(graph: Graph, regions: Regions, gemms: Gemms, variants: Variants, keeps: bool) -> list[str]:
+def _op_files(plans: Sequence[Planned], gemms: Gemms, variants: Variants) -> list[str]:
     """The templates of the operations that this program uses, in a fixed order."""
-    kinds = {node.kind for node in graph.nodes}
+    kinds = {node.kind for each in plans for node in each.schedule.graph.nodes}
     bias = "_bias" if gemms.with_bias else ""
     wanted = {
-        "op_chunks.jinja": bool(regions.ranges or regions.shares),
-        "op_length.jinja": "length" in regions.helpers,
-        "op_keep.jinja": keeps,
+        "op_chunks.jinja": any(each.regions.ranges or each.regions.shares for each in plans),
+        "op_length.jinja": any("length" in each.regions.helpers for each in plans),
+        "op_keep.jinja": any("keep" in block.op for each in plans for block in each.blocks),
         "op_called.jinja": "call" in kinds,
         "op_expect.jinja": True,
         "op_router_logits.jinja": "route" in kinds,
@@ -209,48 +214,6 @@ def _needs(gemms: Gemms, variants: Variants, given: dict[str, int]) -> dict[str,
     }
 
 
-def _forward(regions: Regions, inputs: list[str]) -> dict[str, Any]:
-    """Signature, first lines and result of `forward`."""
-    graph = regions.graph
-    shapes = ", ".join(
-        f"{name}{shape_text(graph.types[value])}" for name, value in zip(inputs, graph.inputs, strict=True)
-    )
-    outs = ", ".join(shape_text(graph.types[value]) for value in graph.results)
-    first = [f"tokens = len({inputs[0]})"]
-    if regions.slots:
-        first.append("expect_room(tokens)")
-    base = base_dtype(regions.schedule)
-    first += [
-        line
-        for name, value in zip(inputs, graph.inputs, strict=True)
-        for line in _expect(name, graph.types[value], base)
-    ]
-    for axis, (shares, count) in sorted(regions.shares.items()):
-        first.append(f"{shares} = by_tokens(tokens, {regions.schedule.mesh_of(axis).size(axis)}, 1)")
-        first.append(f"{count} = length({shares}[{regions.place(axis)}])")
-    first += [
-        f"{name} = by_tokens({of}, {n}, {copies})"
-        for (of, n, copies), name in sorted(regions.ranges.items(), key=lambda item: item[0][1:])
-    ]
-    own, may = "Each rank brings its own tokens.", "The number of tokens may differ between ranks, and be 0."
-    if regions.schedule.same_tokens:
-        own = may = "Ranks that share tokens (SAME_TOKENS) bring the same."
-    return {
-        "class_doc": f"{graph.name}: {shapes} -> {outs}. {own}",
-        "forward_head": call("def forward", ["self", *(f"{name}: Tensor" for name in inputs)], _arrow(graph), 4),
-        "forward_doc": f"{shapes} -> {outs}. {may}",
-        "first_lines": first,
-        "result_type": "Tensor" if len(graph.results) == 1 else f"tuple[{', '.join(['Tensor'] * len(graph.results))}]",
-        "results": ", ".join(map(regions.variable, graph.results)),
-    }
-
-
-def _expect(name: str, type: Tensor, base: DType) -> list[str]:
-    """A line that refuses what is not such an input."""
-    width = math.prod(dim.scale for dim in type.shape[1:])
-    return call("expect", [string(name), name, str(width), dtype_text(type.dtype, base, "self.dtype")])
-
-
 def _reference(
     graph: Graph, file_names: Names, functions: dict[object, str], routers: dict[RouteAttrs, str]
 ) -> dict[str, Any]:
@@ -261,17 +224,10 @@ def _reference(
         parameters.append("given: Mapping[str, Callable[..., Tensor]]")
         call_args.append("layer.given")
     return {
-        "reference_head": call("def reference", parameters, _arrow(graph)),
+        "reference_head": call("def reference", parameters, arrow(graph)),
         "reference_lines": reference.lines(),
         "reference_call": ", ".join(call_args),
     }
-
-
-def _arrow(graph: Graph) -> str:
-    """The end of the head of a function that returns the results."""
-    if len(graph.results) == 1:
-        return " -> Tensor:"
-    return f" -> tuple[{', '.join(['Tensor'] * len(graph.results))}]:"
 
 
 def _check_names(schedule: Schedule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -32,12 +33,35 @@ def emit(
     tokens per rank (fewest, most) that the schedule was made for; kernels are cut as measured on `device`. Raises
     EpsError for a schedule that is not finished, or that has no program.
     """
-    if schedule.stage is not Stage.BUFFERED:
-        raise refuse(f"schedule `{schedule.name}` is at stage {schedule.stage.name.lower()}, not at its last, buffered")
-    found = context(schedule, spec_text, version, load, device, settings)
+    return emit_plans(
+        [(schedule, load)],
+        schedule.name,
+        spec_text=spec_text,
+        version=version,
+        device=device,
+        settings=settings,
+    )
+
+
+def emit_plans(
+    plans: Sequence[tuple[Schedule, tuple[int, int]]],
+    name: str,
+    *,
+    spec_text: str,
+    version: str,
+    device: Device | None = None,
+    settings: str = "",
+) -> Program:
+    """The program of finished schedules of one layer, each for a range of load from the least to the most, which takes
+    one of them for each forward pass; `name`: what they are together. The rest as `emit`."""
+    for schedule, _ in plans:
+        if schedule.stage is not Stage.BUFFERED:
+            stage = schedule.stage.name.lower()
+            raise refuse(f"schedule `{schedule.name}` is at stage {stage}, not at its last, buffered")
+    found = context(plans, name, spec_text, version, device, settings)
     environment = _environment()
     macros = environment.get_template("steps.jinja").module
-    for item in found["blocks"]:
+    for item in (item for plan in found["plans"] for item in plan["blocks"]):
         block = item["block"]
         item["body"] = getattr(macros, block.template)(block.op, 12)
     body = environment.get_template("body.jinja").render(found)

@@ -12,7 +12,7 @@ from epsc.codegen.names import Names, string
 from epsc.codegen.triton_expert_gemm import Cuts
 from epsc.ir.attrs import ActAttrs, ExpertGemmActAttrs, ExpertGemmAttrs, PlaceAttrs
 from epsc.ir.dims import Axis
-from epsc.ir.graph import Node
+from epsc.ir.graph import Graph, Node
 from epsc.ir.impls import Choice, Condition, Metric
 from epsc.ir.schedule import Schedule, Step
 from epsc.machine.device import Device
@@ -51,7 +51,8 @@ class Need:
 
 @dataclass(frozen=True)
 class Gemms:
-    schedule: Schedule
+    schedules: tuple[Schedule, ...]
+    """Of all plans of the program."""
     activations: Mapping[ActAttrs, Mapping[str, str]]
     """Of each activation the function of every implementation."""
     names: Names
@@ -60,17 +61,21 @@ class Gemms:
     """What the program is for, if that is known: tiles are what is fastest there."""
 
     @cached_property
-    def _steps(self) -> list[Step]:
-        return [step for step in self.schedule.steps if isinstance(self.schedule.node(step).attrs, ExpertGemmAttrs)]
+    def _steps(self) -> list[tuple[Graph, Node, Step]]:
+        return [
+            (schedule.graph, node, step)
+            for schedule in self.schedules
+            for step in schedule.steps
+            if isinstance((node := schedule.node(step)).attrs, ExpertGemmAttrs)
+        ]
 
     @cached_property
     def groups(self) -> bool:
         """Whether some product is of a group of experts whose rows lie among those of all, where one-sided transfers
         put them."""
-        graph = self.schedule.graph
         return any(
-            cut.axis is Axis.EXPERT_GROUP and isinstance(graph.maker[self.schedule.node(step).ins[1]].attrs, PlaceAttrs)
-            for step in self._steps
+            cut.axis is Axis.EXPERT_GROUP and isinstance(graph.maker[node.ins[1]].attrs, PlaceAttrs)
+            for graph, node, step in self._steps
             for cut in step.cuts
         )
 
@@ -79,9 +84,9 @@ class Gemms:
         """The implementations whose functions without an activation something calls, in a fixed order."""
         names = {
             name
-            for step in self._steps
+            for _, node, step in self._steps
             for name in step.impl.names
-            if name != "persistent" or not isinstance(self.schedule.node(step).attrs, ExpertGemmActAttrs)
+            if name != "persistent" or not isinstance(node.attrs, ExpertGemmActAttrs)
         }
         names |= {"grouped"} if "direct" in names else set()  # what that does on CPU
         return [name for name in FUNCTIONS if name in names]
@@ -90,8 +95,8 @@ class Gemms:
     def _joined(self) -> dict[tuple[str, ActAttrs], set[str]]:
         """Implementation and activation that are one op -> the devices on which some step may take them."""
         found: dict[tuple[str, ActAttrs], set[str]] = {}
-        for step in self._steps:
-            if isinstance(attrs := self.schedule.node(step).attrs, ExpertGemmActAttrs):
+        for _, node, step in self._steps:
+            if isinstance(attrs := node.attrs, ExpertGemmActAttrs):
                 for name in step.impl.names:
                     found.setdefault((name, attrs.act), set()).update(devices_of(name, step.impl))
         return found
@@ -111,12 +116,11 @@ class Gemms:
         """How a persistent kernel is cut, for every shape of weights that the program gives it."""
         act, found = self.products[product], {}
         impl = "direct" if product == _PLAIN["direct"] else "persistent"
-        for step in self._steps:
-            node = self.schedule.node(step)
+        for graph, node, step in self._steps:
             assert isinstance(node.attrs, ExpertGemmAttrs)
             own = node.attrs.act if isinstance(node.attrs, ExpertGemmActAttrs) else None
             if impl in step.impl.names and own == act:
-                out, deep = node.attrs.out, self.schedule.graph.types[node.ins[0]].shape[1].scale
+                out, deep = node.attrs.out, graph.types[node.ins[0]].shape[1].scale
                 found[out, deep] = tiles_for(self.device.tiles if self.device else (), out, deep, act is not None)
         return found
 
@@ -162,17 +166,16 @@ class Gemms:
     @cached_property
     def turned(self) -> bool:
         """Whether the weights of some persistent product lie as [in, out]."""
-        nodes = (self.schedule.node(step) for step in self._steps if {*_PLAIN} & {*step.impl.names})
+        nodes = (node for _, node, step in self._steps if {*_PLAIN} & {*step.impl.names})
         return any(isinstance(node.attrs, ExpertGemmAttrs) and node.attrs.transposed for node in nodes)
 
     @cached_property
     def with_bias(self) -> bool:
-        nodes = map(self.schedule.node, self._steps)
-        return any(isinstance(node.attrs, ExpertGemmAttrs) and node.attrs.bias for node in nodes)
+        return any(isinstance(node.attrs, ExpertGemmAttrs) and node.attrs.bias for _, node, _ in self._steps)
 
-    def own_result(self, step: Step) -> bool:
+    def own_result(self, node: Node, step: Step) -> bool:
         """Whether the step always makes a tensor of its own: grouped_mm cannot write into one that is there."""
-        return self.schedule.node(step).kind == "expert_gemm" and step.impl.names == ("grouped",)
+        return node.kind == "expert_gemm" and step.impl.names == ("grouped",)
 
     def _of(self, node: Node) -> dict[str, str]:
         """Implementation -> function."""
@@ -181,23 +184,23 @@ class Gemms:
             return {impl: self._name(impl, act) for impl, of in self._joined if of == act}
         return FUNCTIONS
 
-    def choice(self, step: Step) -> str:
+    def choice(self, node: Node, step: Step) -> str:
         """The function to call, as an expression."""
-        return choice_text(step.impl, self._of(self.schedule.node(step)))
+        return choice_text(step.impl, self._of(node))
 
     def needs(self) -> list[Need]:
-        """What must hold for `grouped`, once per op."""
+        """What must hold for `grouped`, once per op and its line of a plan."""
         found: dict[str, Need] = {}
-        for step in self._steps:
-            if "grouped" not in step.impl.names or step.node in found:
+        for graph, node, step in self._steps:
+            line = f"{step.node} = {step.impl}"
+            if "grouped" not in step.impl.names or line in found:
                 continue
-            node = self.schedule.node(step)
             assert isinstance(node.attrs, ExpertGemmAttrs)
-            read = self.schedule.graph.types[node.ins[0]].shape[1].scale
+            read = graph.types[node.ins[0]].shape[1].scale
             devices = devices_of("grouped", step.impl)
             # The strides of the rows and of the weights: those of `[in, out]` are `out`.
             widths = tuple(dict.fromkeys((read, node.attrs.out if node.attrs.transposed else read)))
-            found[step.node] = Need(step.node, f"{step.node} = {step.impl}", devices, widths)
+            found[line] = Need(step.node, line, devices, widths)
         return list(found.values())
 
 

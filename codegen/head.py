@@ -8,7 +8,6 @@ from typing import Any
 from epsc.codegen.lines import Arg, call
 from epsc.codegen.memory import TORCH_DTYPES, base_dtype, dtype_text
 from epsc.codegen.names import string
-from epsc.codegen.plan import lane_lines, plan_table
 from epsc.ir.attrs import CallAttrs, RowsAttrs
 from epsc.ir.dims import Tensor
 from epsc.ir.graph import Graph
@@ -18,10 +17,17 @@ from epsc.machine.totals import offloaded
 
 
 def docstring(
-    schedule: Schedule, file_name: str, cls: str, values: list[str], load: tuple[int, int], given: dict[str, int]
+    schedule: Schedule,
+    name: str,
+    file_name: str,
+    cls: str,
+    values: list[str],
+    load: tuple[int, int],
+    given: dict[str, int],
+    several: bool,
 ) -> dict[str, Any]:
-    """The pieces of the docstring of the file; `values` are the inputs as `forward` calls them, `given` the modules
-    that it is to be given, with the columns that they make."""
+    """The pieces of the docstring of the file, which is scheduled as `name`; `values` are the inputs as `forward` calls
+    them, `given` the modules that it is to be given, with the columns that they make; `several`: plans."""
     graph = schedule.graph
     run = f"torchrun --nproc-per-node {schedule.ranks} {file_name}.py"
     told = [
@@ -32,7 +38,7 @@ def docstring(
     width = max(len(option) for option, _ in told)
     shapes = " and ".join(shape_text(graph.types[value]) for value in graph.inputs)
     return {
-        "title": f"{graph.name}, scheduled as {schedule.name}, for {_whose(schedule)}.",
+        "title": f"{graph.name}, scheduled as {name}{' by load' if several else ''}, for {_whose(schedule)}.",
         "commands": [f"{run} {option:<{width}}  # {what}" for option, what in told],
         "usage": [
             *_given_lines(graph, given),
@@ -41,9 +47,8 @@ def docstring(
             else f'layer = {cls}(group, device="cuda")  # on every rank of the group at the same time',
             'layer.load("weights.safetensors")  # or a state dict',
             f"y = layer({', '.join(values)})  # {shapes}",
+            *([f"y = layer({', '.join(values)}, most=n)  # n: tokens of the rank that has most"] if several else []),
         ],
-        "lanes": lane_lines(schedule),
-        "plan": plan_table(schedule),
     }
 
 

@@ -95,19 +95,23 @@ def dispatch_of(graph: Graph, node: Node) -> str:
     return node.name.rpartition(".")[0]
 
 
-def made_once(schedule: Schedule, slots: Mapping[str, str]) -> list[str]:
-    """Lines of the constructor (indented by 8)."""
+def made_once(schedule: Schedule, slots: Mapping[str, str], several: bool) -> list[str]:
+    """Lines of the constructor (indented by 8); one of `several` plans says for how many tokens it has room."""
     found = pairs(schedule.graph)
     if not found:
         return []
     base = base_dtype(schedule)
     waited = dict.fromkeys(wait.step for step in schedule.steps for wait in step.waits if wait.everywhere)
+    most = ["most=self.most"] if several else []
     lines = ["        regions = {"]
     for pair in found:
-        lines += call("**Slots.regions", [*_args(pair), dtype_text(pair.dtype, base, "dtype"), *_ways(pair)], ",", 12)
+        lines += call(
+            "**Slots.regions", [*_args(pair), dtype_text(pair.dtype, base, "dtype"), *most, *_ways(pair)], ",", 12
+        )
     lines.append("        }")
     signals = Listing("", tuple(map(string, waited)))
-    lines += call("self.symmetric = Symmetric", ["self.run", "group", "regions", signals, "timeout"], "", 8)
+    args: list[Arg] = ["self.run", "group", "regions", signals, "timeout", *most]
+    lines += call("self.symmetric = Symmetric", args, "", 8)
     lines.append("        self.run.symmetric = self.symmetric")
     for pair in found:
         lines += call(f"self.{slots[pair.dispatch]} = Slots", ["self.symmetric", *_args(pair), *_ways(pair)], "", 8)

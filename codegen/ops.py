@@ -234,7 +234,7 @@ class Ops:
 
     def _variant(self, at: At, *args: str) -> Op:
         """A call of a function, of what the device decided on, or of what is chosen by load."""
-        text = self.variants.choice(at.step)
+        text = self.variants.choice(at.node, at.step)
         if not self.variants.by_load(at.step):
             return {"function": f"self.{bound}" if (bound := self.scope.by_device.get(text)) else text, "args": args}
         return {"choose": text, "key": string(at.step.key), "function": "run", "args": args}
@@ -269,10 +269,15 @@ class Ops:
         if at.node.kind == "expert_gemm_put":
             args.insert(0, self._slots(at.node))
             args.append(self.regions.variable(at.node.ins[2]))
-        elif not self.gemms.own_result(at.step):
+        elif not self.gemms.own_result(at.node, at.step):
             args.append(target.expr)
         result = _result(target) if at.node.kind == "expert_gemm" else {}
-        return {"choose": self.gemms.choice(at.step), "key": string(at.step.key), "args": tuple(args), **result}
+        return {
+            "choose": self.gemms.choice(at.node, at.step),
+            "key": string(at.step.key),
+            "args": tuple(args),
+            **result,
+        }
 
     def _weight_copy(self, at: At) -> Op:
         assert isinstance(at.node.attrs, SlotAttrs)

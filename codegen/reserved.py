@@ -12,7 +12,7 @@ FILE = _words("""
     Counter Callable Iterator Mapping Sequence Future
     ThreadPoolExecutor contextmanager nullcontext timedelta accumulate pairwise Path median quantiles Any NamedTuple
     torch dist F Tensor nn annotations safe_open
-    LAYER SCHEDULE VERSION EP TOKENS DTYPE INPUTS WEIGHTS GROUPED IDLE Mark Get Raw Weight
+    LAYER PLANS SCHEDULE VERSION EP TOKENS DTYPE INPUTS WEIGHTS GROUPED IDLE Mark Get Raw Weight
     MOST ALL Symmetric Overflow Slots capturing expect_room expect_one_node this_node
     NUMBERS symm_mem wide power_of_2 wide_columns many_programs
     signal_kernel wait_kernel tell tell_kernel put_rows_to_ranks put_rows_kernel locate locate_kernel
@@ -34,6 +34,9 @@ FILE = _words("""
     trace MEETINGS meet Spans merged flow aligned watch arguments work report main stand_in checked_modules called GIVEN
     """)
 """Names of the file."""
+
+PLAN = _words("name most lanes group world plan plans pick take poison")
+"""Attributes besides, of the module and of what runs a plan, where a program has several."""
 
 FORWARD = _words("self tokens part gemm run made")
 """Names of `forward`, besides values."""

@@ -106,10 +106,12 @@ ONE_SIDED = (
 """Kinds of ops whose kernels a program has only if it has such an op. It always signals, tells and locates."""
 
 
-def one_sided(kinds: Collection[str]) -> str:
-    """What `Symmetric` and `Slots` of a program with ops of these kinds launch."""
+def one_sided(kinds: Collection[str], *, several: bool = False) -> str:
+    """What `Symmetric` and `Slots` of a program with ops of these kinds launch; of `several` plans each has its own
+    room."""
     parts = ["signals", "tell", "locate", *(kind for kind in ONE_SIDED if kind in kinds), "programs"]
-    return "".join(rendered(f"triton_one_sided_{part}.jinja") for part in parts)
+    most = "slots.most" if several else "MOST"
+    return "".join(rendered(f"triton_one_sided_{part}.jinja", most=most) for part in parts)
 
 
 def rank_rows(*, by_expert: bool, by_token: bool) -> str:

@@ -26,12 +26,13 @@ _FIXED: Mapping[object, Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class Variants:
-    schedule: Schedule
+    schedules: tuple[Schedule, ...]
+    """Of all plans of the program."""
     functions: Mapping[object, Mapping[str, str]]
     """A kind of `_FIXED`, or the attributes of an activation or a router -> implementation -> function."""
 
     @staticmethod
-    def of(schedule: Schedule, by_torch: Mapping[object, str], names: Names) -> Variants:
+    def of(schedules: tuple[Schedule, ...], by_torch: Mapping[object, str], names: Names) -> Variants:
         """`by_torch`: attributes -> function; `names` are those of the file, to which those of kernels are added."""
         functions = dict(_FIXED)
         for attrs, name in by_torch.items():
@@ -39,31 +40,37 @@ class Variants:
                 kernel = names.of(f"triton {name}", f"triton_{name}")
                 names.used.add(f"{kernel}_kernel")
                 functions[attrs] = {"torch": name, "triton": kernel}
-        return Variants(schedule, functions)
+        return Variants(schedules, functions)
 
     @cached_property
-    def _steps(self) -> list[Step]:
-        return [step for step in self.schedule.steps if _key(self.schedule.node(step)) in self.functions]
+    def _steps(self) -> list[tuple[Node, Step]]:
+        every = [(schedule.node(step), step) for schedule in self.schedules for step in schedule.steps]
+        return [(node, step) for node, step in every if _key(node) in self.functions]
+
+    @cached_property
+    def _nodes(self) -> list[Node]:
+        """Of all plans: an op of several is there several times."""
+        return [node for schedule in self.schedules for node in schedule.graph.nodes]
 
     def used(self, impl: str, key: object) -> bool:
         """Whether some step may take the implementation, of a kind, an activation or a router."""
-        return any(impl in step.impl.names for step in self._steps if _key(self.schedule.node(step)) == key)
+        return any(impl in step.impl.names for node, step in self._steps if _key(node) == key)
 
-    def choice(self, step: Step) -> str:
+    def choice(self, node: Node, step: Step) -> str:
         """The function to call, as an expression."""
-        return choice_text(step.impl, self.functions[_key(self.schedule.node(step))])
+        return choice_text(step.impl, self.functions[_key(node)])
 
     def by_load(self, step: Step) -> bool:
         """Whether the choice depends on more than the device."""
         return any(condition.metric is not Metric.DEVICE for _, condition in step.impl.cases)
 
-    @cached_property
-    def by_device(self) -> dict[str, str]:
-        """Choices that the device alone decides -> a good name for what it decides on."""
+    def by_device(self, schedule: Schedule) -> dict[str, str]:
+        """Choices of one plan that the device alone decides -> a good name for what it decides on."""
+        every = [(schedule.node(step), step) for step in schedule.steps]
         return {
-            self.choice(step): self.functions[_key(self.schedule.node(step))]["torch"]
-            for step in self._steps
-            if step.impl.cases and not self.by_load(step)
+            self.choice(node, step): self.functions[_key(node)]["torch"]
+            for node, step in every
+            if _key(node) in self.functions and step.impl.cases and not self.by_load(step)
         }
 
     def needs(self) -> dict[str, tuple[tuple[str, ...], bool]]:
@@ -71,7 +78,8 @@ class Variants:
         return {
             f"{step.node} = {step.impl}": (devices, name != "triton")
             for name in ("triton", "persistent", "direct")
-            for step in self.schedule.steps
+            for schedule in self.schedules
+            for step in schedule.steps
             # On CPU `direct` launches nothing.
             if (devices := tuple(d for d in devices_of(name, step.impl) if name != "direct" or d == "cuda"))
         }
@@ -80,8 +88,7 @@ class Variants:
     def selective(self) -> bool:
         """Whether some dispatch sends some copies of a token only."""
         return any(
-            isinstance(node.attrs, RowsAttrs) and node.attrs.selective and node.kind == "layout"
-            for node in self.schedule.graph.nodes
+            isinstance(node.attrs, RowsAttrs) and node.attrs.selective and node.kind == "layout" for node in self._nodes
         )
 
     @property
@@ -102,7 +109,7 @@ class Variants:
         """The text of all kernels that some step may launch: those of variants, expert products, and activations that
         are made behind other products."""
         texts = list(self._kernels(gemms.behind))
-        one_sided = any(self.schedule.node(step).info.one_sided for step in self.schedule.steps)
+        one_sided = any(node.info.one_sided for node in self._nodes)
         ranked = self.used("triton", "layout")
         if one_sided or ranked:
             texts.append(triton_kernels.copy_ranks())
@@ -110,7 +117,7 @@ class Variants:
             axes = self._layout_axes()
             texts.append(triton_kernels.rank_rows(by_expert=axes != {Axis.TOKENS}, by_token=Axis.TOKENS in axes))
         if one_sided:
-            texts.append(triton_kernels.one_sided({node.kind for node in self.schedule.graph.nodes}))
+            texts.append(triton_kernels.one_sided({node.kind for node in self._nodes}, several=len(self.schedules) > 1))
         persistent = bool(gemms.products)
         if persistent:
             texts.append(triton_kernels.tiles())
@@ -130,8 +137,13 @@ class Variants:
 
     def _layout_axes(self) -> set[Axis | None]:
         """What the rows of dispatches are laid out by."""
-        dispatches = [node.name.removesuffix(".layout") for node in self.schedule.graph.nodes if node.kind == "layout"]
-        return {self.schedule.layout.get(each, Layout(each)).axis for each in dispatches}
+        return {
+            schedule.layout.get(dispatch, Layout(dispatch)).axis
+            for schedule in self.schedules
+            for node in schedule.graph.nodes
+            if node.kind == "layout"
+            for dispatch in (node.name.removesuffix(".layout"),)
+        }
 
     def _kernels(self, behind: Collection[ActAttrs]) -> Iterator[str]:
         if self.routers:

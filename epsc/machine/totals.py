@@ -80,6 +80,11 @@ def buffer_bytes(schedule: Schedule, load: int) -> float:
     return sum(_bytes(storage, schedule, load) for storage in schedule.storages)
 
 
+def symmetric_bytes(schedule: Schedule, load: int) -> float:
+    """The part of it that outlives a forward pass: other ranks write there."""
+    return sum(_bytes(storage, schedule, load) for storage in schedule.storages if storage.symmetric)
+
+
 def _bytes(storage: Storage, schedule: Schedule, load: int) -> float:
     makers = [schedule.graph.maker[b.value] for b in schedule.buffers if b.storage == storage.name]
     node = makers[0] if makers else schedule.graph.nodes[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from epsc import driver
+from epsc import driver, plans
 from tests.programs.ranks import Job, Ranks
 
 Prepare = Callable[..., Job]
@@ -37,10 +37,10 @@ def prepare(tmp_path_factory: pytest.TempPathFactory) -> Prepare:
     def job(layer: driver.Layer, schedule: str, tokens: tuple[int, ...], **more: object) -> Job:
         key = layer.source.text, schedule, layer.cluster.mesh.ep, tuple(sorted(layer.options.defines.items()))
         if key not in made:
-            plan = driver.plan(layer, schedule)
+            made_of = plans.plans(layer, schedule)
             path = Path(folder) / f"program{len(made)}.py"
-            path.write_text(driver.write(plan).text)
-            made[key] = str(path), str(plan.schedule.graph)
+            path.write_text(plans.write(made_of).text)
+            made[key] = str(path), str(made_of.parts[0].schedule.graph)
         return Job(*made[key], tokens, **more)  # type: ignore[arg-type]
 
     return job

@@ -39,6 +39,10 @@ class Job:
     """random; one: every token wants the same experts; shunned: nobody wants expert 0; skewed: some are wanted more."""
     seed: int = 0
     forwards: int = 2
+    more: tuple[tuple[int, ...], ...] = ()
+    """Tokens of ranks in further forwards, which follow one another in turn: as many as `forwards` says."""
+    told: int | None = None
+    """Tokens of the fullest rank, as the layer is told."""
     within: int = 0
     """Ranks of a group, of which there are then several, each with the experts of its own; 0: all are one."""
 
@@ -196,9 +200,10 @@ def _one(job: Job, rank: int, at: dict[str, Any]) -> Result:
     layer.choices.clear()
     result = Result()
     for forward in range(job.forwards):
-        made = random_inputs(graph, job.tokens[rank], job.seed * 1000 + forward * 100 + rank, torch.float32)
+        tokens = (job.tokens, *job.more)[forward % (1 + len(job.more))][rank]
+        made = random_inputs(graph, tokens, job.seed * 1000 + forward * 100 + rank, torch.float32)
         given = {name: made[name].abs() for name in graph.inputs}
-        y = layer(*given.values())
+        y = layer(*given.values(), **({} if job.told is None else {"most": job.told}))
         (expected,) = interpret(graph, given, weights, modules=modules)
         assert y.shape == expected.shape, (y.shape, expected.shape)
         assert torch.isfinite(y).all(), "the result holds what was never written"
