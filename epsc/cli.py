@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from epsc import driver
+from epsc import driver, plans
 from epsc.commands import lsp
 from epsc.commands.options import compile_options, file_argument, fits, here, options_of, schedule_option, warn_of_size
 from epsc.commands.report import EXIT_INPUT, EXIT_PROGRAM, count, report
@@ -95,24 +95,25 @@ def cli() -> None:
 )
 @click.option("--plan", "plan_too", is_flag=True, help="Write the plan beside the program, as JSON.")
 def compile(file: Path, schedule: str | None, output: Path, plan_too: bool, **given: Any) -> None:
-    """Write the program of one schedule.
+    """Write the program of one schedule; of one that takes others by load, with all of their plans.
 
     Nothing is written unless the plan is proven and the program is whole.
     """
     layer = driver.understand(driver.read(file), options_of(given))
-    plan = driver.plan(layer, schedule)
-    report((*layer.warnings, *plan.warnings))
-    program = driver.write(plan)
-    path = output if output.suffix == ".py" else output / f"{layer.graph.name}_{plan.schedule.name}.py"
+    made = plans.plans(layer, schedule)
+    report((*layer.warnings, *made.warnings))
+    program = plans.write(made)
+    path = output if output.suffix == ".py" else output / f"{layer.graph.name}_{made.name}.py"
     driver.save(path, program.text)
-    click.echo(f"wrote {path} ({len(program.text.splitlines())} lines, {len(plan.schedule.steps)} steps)")
+    steps = " and ".join(str(len(part.schedule.steps)) for part in made.parts)
+    click.echo(f"wrote {path} ({len(program.text.splitlines())} lines, {steps} steps)")
     nodes, ranks = layer.cluster.nodes, layer.cluster.node_ranks
-    where = f"--nnodes {nodes} --nproc-per-node {ranks}" if nodes > 1 else f"--nproc-per-node {plan.schedule.ranks}"
+    where = f"--nnodes {nodes} --nproc-per-node {ranks}" if nodes > 1 else f"--nproc-per-node {made.ranks}"
     click.echo(f"run it: torchrun {where} {path} --check --bench")
     if plan_too:
-        from epsc.render.plan import plan_json  # noqa: PLC0415 - only here
+        from epsc.render.plan import plans_json  # noqa: PLC0415 - only here
 
-        driver.save(path.with_suffix(".json"), plan_json(plan.schedule))
+        driver.save(path.with_suffix(".json"), plans_json([(part.layer.load, part.schedule) for part in made.parts]))
         click.echo(f"wrote {path.with_suffix('.json')}")
 
 
@@ -126,16 +127,17 @@ def check(files: tuple[Path, ...], as_json: bool, **given: Any) -> None:
     published = []
     for file in files:
         try:
-            layer, plans = driver.check(driver.read(file), options_of(given))
+            layer, proven, by_load = plans.check(driver.read(file), options_of(given))
         except EpsError as error:
             errors += error.diagnostics
             published.append(lsp.published(file, error.diagnostics))
             continue
-        warnings = tuple(dict.fromkeys((*layer.warnings, *(w for plan in plans for w in plan.warnings))))
+        found = [each.warnings for each in proven] + [each.warnings for each in by_load]
+        warnings = tuple(dict.fromkeys((*layer.warnings, *(w for each in found for w in each))))
         published.append(lsp.published(file, warnings))
         if not as_json:
             report(warnings)
-            _proven(file, layer, plans)
+            _proven(file, layer, proven, by_load)
     if as_json:
         click.echo(json.dumps(published, indent=2))
     else:
@@ -144,11 +146,14 @@ def check(files: tuple[Path, ...], as_json: bool, **given: Any) -> None:
         sys.exit(EXIT_INPUT)
 
 
-def _proven(file: Path, layer: driver.Layer, plans: list[driver.Plan]) -> None:
+def _proven(file: Path, layer: driver.Layer, proven: list[driver.Plan], by_load: list[plans.Plans]) -> None:
     for decl in layer.schedules:
         if decl.auto:
-            click.echo(f"{file}: `{decl.name}` = auto is chosen, and proven, when it is compiled")
-    for plan in plans:
+            how = "auto by tokens" if decl.by_tokens else "auto"
+            click.echo(f"{file}: `{decl.name}` = {how} is chosen, and proven, when it is compiled")
+    for made in by_load:
+        click.echo(f"{file}: `{made.name}` takes {plans.told(made)}")
+    for plan in proven:
         s = plan.schedule
         waits = sum(len(step.waits) for step in s.steps)
         click.echo(
@@ -234,12 +239,12 @@ def run(
     source = driver.read(file)
     ranks = nproc or launch.default_ranks(lambda n: fits(source, given, n))
     layer = driver.understand(source, options_of(given, here(source, given, ranks)))
-    plan = driver.plan(layer, schedule)
-    report((*layer.warnings, *plan.warnings))
+    made = plans.plans(layer, schedule)
+    report((*layer.warnings, *made.warnings))
     warn_of_size(layer.spec, given["preset"])
     # To stderr, and at once: starting torch on every rank takes a while, and says nothing.
-    click.echo(f"starting {count(ranks, 'rank')} of `{plan.schedule.name}` under torchrun ...", err=True)
-    code = launch.run(driver.write(plan), ranks, list(arguments) or ["--check", "--bench"], keep)
+    click.echo(f"starting {count(ranks, 'rank')} of `{made.name}` under torchrun ...", err=True)
+    code = launch.run(plans.write(made), ranks, list(arguments) or ["--check", "--bench"], keep)
     if code:
         click.echo(f"the program failed (exit code {code})", err=True)
         sys.exit(EXIT_PROGRAM)

@@ -9,8 +9,9 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from epsc import driver
-from epsc.ir.errors import Diagnostic, Faults
+from epsc.ir.errors import Diagnostic, EpsError, Faults
 from epsc.ir.schedule import Schedule
+from epsc.ir.source import Source
 from epsc.ir.spec import ScheduleDecl
 from epsc.machine.totals import buffer_bytes, offloaded
 from epsc.passes.by_load import SERIAL
@@ -36,6 +37,10 @@ class Plans:
     def at(self, tokens: int) -> driver.Plan:
         """The plan that a forward pass takes when the fullest rank has so many tokens."""
         return next((part for part in self.parts if tokens <= part.layer.load[1]), self.parts[-1])
+
+    @property
+    def ranks(self) -> int:
+        return max(part.schedule.ranks for part in self.parts)
 
     def verify(self) -> None:
         """Check what the plans of one program share. Raises EpsError.
@@ -71,7 +76,7 @@ def _shared(schedule: Schedule) -> tuple[object, ...]:
         tuple(graph.types[value] for value in graph.results),
         {param.name: param for param in graph.params},
         offloaded(graph),
-        (schedule.ep, schedule.meshes),
+        schedule.ranks,
     )
 
 
@@ -168,6 +173,39 @@ def _measured(entry: lock.Entry, known: Sequence[Candidate]) -> list[float]:
     return [max(each, times[won]) for each in times]
 
 
+def check(source: Source, options: driver.Options | None = None) -> tuple[driver.Layer, list[driver.Plan], list[Plans]]:
+    """As `driver.check`, and the schedules that take others by load: what their plans share. Of a range that `auto`
+    plans that is found when it is compiled."""
+    layer, proven = driver.check(source, options)
+    known = {plan.schedule.name: plan for plan in proven}
+    faults, found = Faults(), []
+    for decl in layer.schedules:
+        ranges = driver.ranges_in(layer, decl) if decl.by_load else ()
+        if not ranges or any(each.decl.auto for each in ranges):
+            continue
+        try:
+            parts = []
+            for each in ranges:
+                plan = known.get(each.decl.name) or driver.plan_range(layer, each)
+                parts.append(replace(plan, layer=replace(layer, load=each.load), warnings=()))
+            found.append(gathered(layer, decl, parts))
+        except EpsError as error:
+            faults.diagnostics += [d for d in error.diagnostics if d not in faults.diagnostics]
+    faults.raise_if_any()
+    return layer, proven, found
+
+
+def told(made: Plans) -> str:
+    """Which plan is taken at which load, in words."""
+    return ", ".join(f"`{part.schedule.name}` for {loads(part)}" for part in made.parts)
+
+
+def loads(part: driver.Plan) -> str:
+    """The range of load of a plan, in words."""
+    low, high = part.layer.load
+    return f"{low} to {high} tokens" if low < high else f"{high} tokens"
+
+
 def write(made: Plans) -> Program:
     """The program of plans, whole and checked."""
     if len(made.parts) == 1:
@@ -175,8 +213,10 @@ def write(made: Plans) -> Program:
     from epsc.codegen import emit_plans  # noqa: PLC0415 - Jinja is slow to load, and checking needs no program
 
     layer = made.layer
+    # Where one plan speaks of more than ep, all of them say which ranks share experts.
+    meshes = max((part.schedule.meshes for part in made.parts), key=len)
     return emit_plans(
-        [(part.schedule, part.layer.load) for part in made.parts],
+        [(replace(part.schedule, meshes=meshes), part.layer.load) for part in made.parts],
         made.name,
         spec_text=layer.source.text,
         version=driver.VERSION,

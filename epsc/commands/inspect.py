@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from epsc import driver
+from epsc import driver, plans
 from epsc.commands.options import compile_options, file_argument, options_of
 from epsc.commands.report import report
+from epsc.plans import plans as plans_of
 
 _FORMS = {"as_json": "--json", "as_dot": "--dot", "as_svg": "--svg", "show_plan": "--plan"}
 """Of these only one can be printed."""
@@ -49,19 +50,43 @@ _SHEETS = {"show_graph": "--graph", "show_steps": "--steps", "show_gantt": "--ga
     type=click.FloatRange(1),
     help="Rows of rank 0 over the mean, for timelines; alike by default.",
 )
+@click.option("--at", type=click.IntRange(0), metavar="TOKENS", help="Of plans by load the one for so many tokens.")
 @click.option("--width", type=click.IntRange(40, 1000), help="Columns of the timeline; the terminal's by default.")
-def inspect(file: Path, schedules: tuple[str, ...], width: int | None, **given: Any) -> None:
+def inspect(file: Path, schedules: tuple[str, ...], at: int | None, width: int | None, **given: Any) -> None:
     """Show the graph, the schedule as a table, and its predicted timeline with lanes as rows.
 
-    With --skew there is a timeline of rank 0, which has more rows than the mean, and one of all others, which share
-    what is left; the table is of rank 0.
+    Of a schedule that takes others by load, all plans, one after the other. With --skew there is a timeline of rank 0,
+    which has more rows than the mean, and one of all others, which share what is left; the table is of rank 0.
     """
     _refuse_two_views(given, schedules)
     layer = driver.understand(driver.read(file), options_of(given))
-    plans = [driver.plan(layer, name) for name in dict.fromkeys(schedules)] or [driver.plan(layer)]
-    report(tuple(dict.fromkeys((*layer.warnings, *(w for plan in plans for w in plan.warnings)))))
-    if not _write_pictures(plans, given):
-        click.echo("\n\n".join(_printed(plan, width, given).rstrip("\n") for plan in plans))
+    made = [plans_of(layer, name) for name in dict.fromkeys(schedules)] or [plans_of(layer)]
+    report(tuple(dict.fromkeys((*layer.warnings, *(w for each in made for w in each.warnings)))))
+    if given["as_json"] and at is None:
+        click.echo(_json(made[0]), nl=False)
+        return
+    shown = [part for each in made for part in (each.parts if at is None else [each.at(at)])]
+    if len(shown) > 1 and (form := next((name for name in (*_FORMS, "perfetto", "measured") if given[name]), "")):
+        option = _FORMS.get(form, f"--{form}")
+        raise click.UsageError(f"{option} takes one plan, and there are {plans.told(made[0])}: give --at TOKENS")
+    if not _write_pictures(shown, given):
+        asked = any(given[name] for name in _FORMS)
+        heads = [_head(each, part, asked) for each in made for part in each.parts if part in shown]
+        texts = [_printed(plan, width, given).rstrip("\n") for plan in shown]
+        click.echo("\n\n".join(f"{head}{text}" for head, text in zip(heads, texts, strict=True)))
+
+
+def _head(made: plans.Plans, part: driver.Plan, asked: bool) -> str:
+    """What is said above one of several plans; nothing where one form is asked for."""
+    if len(made.parts) == 1 or asked:
+        return ""
+    return f"{made.name}, {plans.loads(part)} on the rank that has most: {part.schedule.name}\n\n"
+
+
+def _json(made: plans.Plans) -> str:
+    from epsc.render.plan import plans_json  # noqa: PLC0415 - as below
+
+    return plans_json([(part.layer.load, part.schedule) for part in made.parts])
 
 
 def _refuse_two_views(given: dict[str, Any], schedules: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ new field needs no line here; `FORMAT` goes up when an old file no longer reads.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -29,6 +29,14 @@ def plan_json(schedule: Schedule) -> str:
     return _written({"format": FORMAT, "schedule": _plain(schedule)}, 0) + "\n"
 
 
+def plans_json(plans: Sequence[tuple[tuple[int, int], Schedule]]) -> str:
+    """The plans of one program as JSON text: with the loads that each is for, if they are several."""
+    if len(plans) == 1:
+        return plan_json(plans[0][1])
+    every = [{"tokens": list(load), "schedule": _plain(schedule)} for load, schedule in plans]
+    return _written({"format": FORMAT, "plans": every}, 0) + "\n"
+
+
 def plan_parse(text: str, name: str = "<plan>") -> Schedule:
     """The schedule of a plan file. Raises EpsError with the place in the file or the path of the field that is wrong.
 
@@ -39,6 +47,9 @@ def plan_parse(text: str, name: str = "<plan>") -> Schedule:
     except json.JSONDecodeError as error:
         span = Span(Source(name, text), error.pos, error.pos + 1)
         raise EpsError(Diagnostic("bad-plan", f"this is no JSON: {error.msg}", span)) from None
+    if isinstance(data, dict) and "plans" in data:
+        message = "these are plans by load, and this takes one plan"
+        raise _bad(name, message, "`epsc inspect --json --at N` writes the one for N tokens")
     if not isinstance(data, dict) or "format" not in data:
         raise _bad(name, "a plan is an object with a `format` and a `schedule`")
     if type(data["format"]) is not int or data["format"] != FORMAT:

@@ -131,3 +131,17 @@ def test_names_of_schedules_stay_out_of_the_way_of_those_of_the_file() -> None:
     lines = plans.write(plans.plans(layer_of(2, text), "serving")).text.splitlines()
     assert "PLANS = (Run_2, Moe_2, Torch)  # by load, the least first" in lines
     assert sum(line.startswith("    most_2: Tensor") for line in lines) == 4
+
+
+@pytest.mark.distributed
+def test_transfers_in_two_levels_beside_linear_ones(
+    ranks_of: Callable[[int], Ranks], prepare: Callable[..., Job]
+) -> None:
+    text = FILE.replace("ep = 2", "ep = 4 nodes = 2").replace("tokens <= 8 else chunks", "tokens <= 8 else levels")
+    text = text.replace("= decode when", "= chunks when").replace("else copies", "else serial")
+    text += "schedule levels { use two_level for sent, back }"
+    layer = driver.understand(Source("moe.eps", text), driver.Options({"ep": "4"}))
+    job = prepare(layer, "serving", (8, 1, 2, 3), more=((9, 40, 0, 2), (41, 1, 1, 60), (9, 9, 9, 9)), forwards=8)
+    for result in ranks_of(4).run(job):
+        assert result.error < LIMIT
+        assert {n for n in result.choices if n.startswith("plan ")} == {"plan chunks", "plan levels", "plan serial"}

@@ -1,0 +1,67 @@
+"""Commands and a schedule that takes others by load: all of its plans, or the one for a load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from epsc.cli import cli
+from epsc.render.plan import plan_parse
+
+FILE = """
+layer moe(x: fp32[tokens, 24]) {
+  r    = route(x, experts=8, top_k=3)
+  sent = dispatch(x, r)
+  h    = swiglu(gemm(sent, gate_up, 32))
+  back = combine(gemm(h, down, 24), r)
+  return back
+}
+cluster c { ep = 2 }
+tokens 1 .. 100
+schedule serving = decode when tokens <= 8 else serial
+schedule decode { use put for sent, back }
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "m.eps").write_text(FILE)
+    return tmp_path / "m.eps"
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+def test_compile_writes_one_program_and_all_plans(path: Path) -> None:
+    said = run("compile", path, "-o", path.parent, "--plan")
+    assert "moe_serving.py" in said
+    plans = json.loads((path.parent / "moe_serving.json").read_text())["plans"]
+    assert [plan["tokens"] for plan in plans] == [[1, 8], [9, 100]]
+    assert [plan["schedule"]["name"] for plan in plans] == ["decode", "serial"]
+
+
+def test_check_says_which_plan_is_taken_where(path: Path) -> None:
+    assert "`serving` takes `decode` for 1 to 8 tokens, `serial` for 9 to 100 tokens" in run("check", path)
+
+
+def test_inspect_shows_all_plans_or_that_for_a_load(path: Path) -> None:
+    both = run("inspect", path, "--steps")
+    heads = [line for line in both.splitlines() if line.startswith("serving, ")]
+    assert heads == [
+        "serving, 1 to 8 tokens on the rank that has most: decode",
+        "serving, 9 to 100 tokens on the rank that has most: serial",
+    ]
+    one = run("inspect", path, "--steps", "--at", 9)
+    assert heads[1] in one
+    assert heads[0] not in one
+    assert plan_parse(run("inspect", path, "--json", "--at", 3)).name == "decode"
+    assert [plan["tokens"] for plan in json.loads(run("inspect", path, "--json"))["plans"]] == [[1, 8], [9, 100]]
+    refused = CliRunner().invoke(cli, ["inspect", str(path), "--svg"])
+    assert refused.exit_code == 2
+    assert "give --at TOKENS" in refused.output
