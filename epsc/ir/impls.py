@@ -70,6 +70,12 @@ class Cost:
     longest_of: tuple[tuple[str, str], ...] = ()
     """It was never measured, and is taken for as long as the longest of these (kinds and implementations) takes for
     the same amounts: it does in one launch what they do one after the other."""
+    keeps_sms: bool = True
+    """Keeps to the SMs that it is told to: cuBLAS takes every SM whatever torch's carve-out says."""
+    sm_programs: int = 1
+    """Of a one-sided transfer by SMs: programs for each SM that it keeps to."""
+    turn_columns: tuple[int, ...] = ()
+    """Of a one-sided transfer by SMs: columns of a row that a program moves at once, whichever leaves least empty."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +103,13 @@ def _triton(kind: str, doc: str, launches: int = 1) -> Impl:
     return Impl("triton", kind, doc, Needs(device="cuda"), _GPU_SMS, Cost(Bound.HBM, 0.8, launches, triton=True), kind)
 
 
-def _one_sided(name: str, kind: str, doc: str, bound: Bound = Bound.LINK) -> Impl:
+def _one_sided(name: str, kind: str, doc: str, bound: Bound = Bound.LINK, home: bool = False) -> Impl:
     """On CUDA a Triton kernel over symmetric memory, on CPU torch ops over memory that processes share."""
     occupies = _GPU_SMS | {Resource.INTRA_LINK}
-    return Impl(name, kind, doc, Needs(), occupies, Cost(bound, 0.75, triton=True), kind)
+    # As the kernels do it: rows that leave are moved whole, those that go home in pieces, by more and smaller programs.
+    programs, columns = (4, (1024, 512, 256)) if home else (1, (8192,))
+    cost = Cost(bound, 0.75, triton=True, sm_programs=programs, turn_columns=columns)
+    return Impl(name, kind, doc, Needs(), occupies, cost, kind)
 
 
 def _collectives(kind: str, bound: Bound = Bound.LINK) -> tuple[Impl, Impl]:
@@ -152,7 +161,7 @@ _EXPERT_GEMMS = (
         "one mm per expert into its rows of the output",
         Needs(),
         _GPU_SMS,
-        Cost(Bound.FLOPS, 0.88, launches=0),
+        Cost(Bound.FLOPS, 0.88, launches=0, keeps_sms=False),
         "expert_gemm",
     ),
     Impl(
@@ -161,7 +170,7 @@ _EXPERT_GEMMS = (
         "one bmm over experts padded to the largest",
         Needs(),
         _GPU_SMS,
-        Cost(Bound.FLOPS, 0.9, launches=3, padding=True, bias_after=True),
+        Cost(Bound.FLOPS, 0.9, launches=3, padding=True, bias_after=True, keeps_sms=False),
         "expert_gemm",
     ),
 )
@@ -243,8 +252,8 @@ IMPLS: tuple[Impl, ...] = (
         Cost(Bound.LINK, 0.85),
         "copy_rows",
     ),
-    _one_sided("put", "put_sums", "a kernel weighs and sums a token's rows here and stores the sum at home"),
-    _one_sided("put", "put_back", "a kernel stores each row at home, as it is"),
+    _one_sided("put", "put_sums", "a kernel weighs and sums a token's rows here and stores the sum at home", home=True),
+    _one_sided("put", "put_back", "a kernel stores each row at home, as it is", home=True),
     Impl(
         "direct",
         "expert_gemm_put",
@@ -294,7 +303,7 @@ IMPLS: tuple[Impl, ...] = (
     _torch("pick_rows", "index_select"),
     _torch("split_tokens", "a copy of a slice"),
     _torch("place_rows", "zeros, then index_copy_", launches=2, efficiency=0.28),
-    _torch("gemm", "mm", Bound.FLOPS, 0.85),
+    Impl("torch", "gemm", "mm", Needs(), _GPU_SMS, Cost(Bound.FLOPS, 0.85, keeps_sms=False), "gemm"),
     _triton("activation", "one kernel"),
     _torch("activation", "elementwise torch ops", launches=2, efficiency=0.25),
     _torch("identity", "the sum of some weights, and a product", launches=4),

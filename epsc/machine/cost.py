@@ -15,7 +15,7 @@ from epsc.ir.kinds import KINDS, Role
 from epsc.ir.schedule import Schedule, Step
 from epsc.machine.balanced import group_experts, region
 from epsc.machine.cluster import Cluster, Device
-from epsc.machine.roofline import floor_of, latency, least, ratio, rows_pass
+from epsc.machine.roofline import PACKED, floor_of, latency, least, ratio, rows_pass
 from epsc.machine.work import Work, matrix, of_arrived, picked, work
 
 Costs = Callable[[Schedule, Step, Cluster, int], float]
@@ -34,6 +34,10 @@ class Priced:
     seconds: float
     floor: float = 0.0
     """Of these, what a transfer takes that moves nothing."""
+    spread: float = 0.0
+    """Of a one-sided transfer that keeps to some SMs: those that its programs are on if nobody else is there."""
+    packed: float = 0.0
+    """How long it takes if it is on as few SMs as its programs fit on."""
 
 
 def price(
@@ -50,7 +54,12 @@ def price(
         if Resource.HOST_LINK not in impl.occupies:
             levels, away = reach(schedule, step, cluster, impl)
             floor = levels * floor + device.peer_s * away
-    return Priced(impl, done, _seconds(schedule, step, cluster, impl, done), floor)
+    seconds = _seconds(schedule, step, cluster, impl, done)
+    if not (done.turns and step.sms and device.sm_bytes_per_s):
+        return Priced(impl, done, seconds, floor)
+    spread = min(schedule.chip_sms, step.sms * impl.cost.sm_programs)
+    packed = done.hbm_bytes / (device.sm_bytes_per_s * step.sms / PACKED)
+    return Priced(impl, done, seconds, floor, spread, packed)
 
 
 def cost(schedule: Schedule, step: Step, cluster: Cluster, load: int) -> float:
@@ -87,7 +96,7 @@ def _seconds(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, done:
 
 def coordinates(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, done: Work) -> dict[str, float]:
     """Where a step lies in the tables (`tables.COORDINATES`) and on its roofline."""
-    at: dict[str, float] = {"sms": step.sms or schedule.chip_sms}
+    at: dict[str, float] = {"sms": (impl.cost.keeps_sms and step.sms) or schedule.chip_sms}
     if step.writes:
         at["element"] = region(step.writes[0], schedule).dtype.bytes
     info = KINDS[impl.kind]
@@ -99,7 +108,7 @@ def coordinates(schedule: Schedule, step: Step, cluster: Cluster, impl: Impl, do
         outside = done.link_bytes * (share / (share + 1 - 1 / near) if levels > 1 else away / max(1, ranks - 1))
         at |= {"mb": done.link_bytes / 1e6, "outside": outside / 1e6, "ranks": ranks, "away": away, "levels": levels}
         if info.one_sided and Resource.SMS in impl.occupies:
-            at["moved"] = done.hbm_bytes / 1e6
+            at |= {"moved": done.hbm_bytes / 1e6, "turns": done.turns}
         return at
     at["mb"] = (done.hbm_bytes - done.padding_bytes) / 1e6
     made = matrix(schedule, step)

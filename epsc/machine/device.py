@@ -57,6 +57,10 @@ class Device:
     """What each rank of another node that a rank sends to adds to the time of a collective."""
     memory_bytes: int = 0
     """Memory of the device, for weights and rows; 0: not known."""
+    sm_bytes_per_s: float = 0.0
+    """What one SM reads and writes for a transfer when it holds as many of its programs as it can; 0: not known."""
+    product_memory_power: float = 1.0
+    """On a share s of the SMs, products that memory binds reach s to this power of its rate."""
     capability: tuple[int, int] = (0, 0)
     """CUDA compute capability."""
     tile: tuple[int, int] = (0, 0)

@@ -29,6 +29,8 @@ SECTIONS: dict[str, dict[str, tuple[str, float]]] = {
         "transfer_sms": ("transfer_sms", 1),
         "memory_sms": ("memory_sms", 1),
         "memory_gb": ("memory_bytes", 1e9),
+        "sm_gb_per_s": ("sm_bytes_per_s", 1e9),
+        "product_memory_power": ("product_memory_power", 1),
     },
     "rates": {
         "bf16_tflops": ("flops_bf16", 1e12),
@@ -53,9 +55,10 @@ SECTIONS: dict[str, dict[str, tuple[str, float]]] = {
     },
 }
 """Section -> key, which ends in its unit -> field of Device, and the unit."""
-_MAY_LACK = ("peer_us", "triton_us", "graph_us", "memory_gb")
+_MAY_LACK = ("peer_us", "triton_us", "graph_us", "memory_gb", "sm_gb_per_s", "product_memory_power")
 _CHIP_MORE = ("backend", "capability", "tile")
 _HEAD = ("device", "ranks", "nodes", "measured", "origin", "base")
+_RATE = ("kind", "impl", "origin", "columns", "points", "measured", "element", "floor_us", "turn_us")
 _NAME = re.compile(r"([a-z]\w*?)x(\d+)(?:_nodes(\d+))?")
 
 
@@ -212,7 +215,7 @@ def _profile(said: dict[str, Any], name: str, base: Profile | None, reader: _Rea
         for key, (into, unit) in keys.items():
             if key in values:
                 number = reader.number(values[key], f"{section}.{key}", above=unit > 1) * unit
-                numbers[into] = int(number) if section == "chip" else number
+                numbers[into] = int(number) if section == "chip" and not key.endswith("_power") else number
             elif base is None and key not in _MAY_LACK:
                 reader.fault(f"{section}.{key}", "it is missing, and there is no `base` to take it from")
         for key in more:
@@ -265,7 +268,7 @@ def _entries(said: dict[str, Any], name: str, reader: _Reader) -> list[tuple[str
 def _tables(said: dict[str, Any], measured: bool, reader: _Reader) -> list[Table]:
     found = []
     for where, item in _entries(said, "rate", reader):
-        reader.unknown(item, ("kind", "impl", "origin", "columns", "points", "measured", "element", "floor_us"), where)
+        reader.unknown(item, _RATE, where)
         impl, origin = (reader.text(item, key, where) for key in ("impl", "origin"))
         said_kinds = item.get("kind")
         kinds: list[Any] = said_kinds if isinstance(said_kinds, list) else [said_kinds]
@@ -294,8 +297,9 @@ def _tables(said: dict[str, Any], measured: bool, reader: _Reader) -> list[Table
             reader.fault(f"{where}points", "two points have the same coordinates")
         element = int(reader.number(item.get("element", 2), f"{where}element", 1))
         floor = reader.number(item["floor_us"], f"{where}floor_us") * 1e-6 if "floor_us" in item else None
+        turn = reader.number(item.get("turn_us", 0.0), f"{where}turn_us") * 1e-6
         marked = reader.flag(item, "measured", where, measured)
-        found.append(Table(tuple(kinds), impl, tuple(columns), points, origin, marked, element, floor))
+        found.append(Table(tuple(kinds), impl, tuple(columns), points, origin, marked, element, floor, turn))
     return found
 
 

@@ -16,7 +16,8 @@ from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.mesh import DeviceMesh
 from epsc.ir.schedule import Schedule
 from epsc.machine.cluster import Cluster
-from epsc.machine.simulate import Meeting, Run, simulate
+from epsc.machine.jobs import Meeting
+from epsc.machine.simulate import Run, simulate
 from epsc.machine.timeline import Timeline
 
 
@@ -84,9 +85,6 @@ def _meetings(schedule: Schedule, runs: dict[int, Run], kinds: list[int]) -> lis
                 meeting = found.setdefault((step.key, here), Meeting(len(here)))
                 for kind in here if len(here) > 1 else ():
                     runs[kind].jobs[step.key].meeting = meeting
-        signals = frozenset(wait.step for wait in step.waits if wait.everywhere)
-        for run in runs.values():
-            run.jobs[step.key].signals = signals
     for run in runs.values():
         run.others = [other for other in runs.values() if other is not run]
     return list(found.values())

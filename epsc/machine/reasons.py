@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from epsc.ir.kinds import Role
 from epsc.ir.schedule import Schedule
-from epsc.machine.simulate import makers_of
+from epsc.machine.needs import makers_of
 from epsc.machine.timeline import Event, Interval, Timeline, length, union
 
 _INSTANT = 1e-9

@@ -16,6 +16,10 @@ from epsc.ir.kinds import KINDS, Role
 from epsc.machine.device import Device
 from epsc.machine.tables import Point, Ratios, Table
 
+MANY_PROGRAMS = 8
+"""Programs for each SM of a transfer by SMs that keeps to none."""
+PACKED = 4
+"""Programs of a transfer that keeps to n SMs fit on n / 4: they are 16 warps for each of them, and an SM holds 64."""
 LEAST_RATIO = 0.1
 """A measured point this far below the roofline says that the roofline is wrong, not that the step is free."""
 
@@ -28,10 +32,11 @@ class Least:
     flops: float = 0.0
     memory: float = 0.0
     link: float = 0.0
+    turns: float = 0.0
 
     @property
     def slope(self) -> float:
-        return max(self.flops, self.memory, self.link)
+        return max(self.flops, self.memory, self.link, self.turns)
 
 
 def product(device: Device, at: Point, launches: int = 1) -> Least:
@@ -43,10 +48,11 @@ def product(device: Device, at: Point, launches: int = 1) -> Least:
     element = at.get("element", 2)
     rate = device.flops_fp32 if element == 4 else device.flops_bf16
     moved = experts * element * (out * wide + rows * (out + wide))
+    share = _of(at, device.sms)
     return Least(
         floor=launches * device.kernel_s + (tail(device, at) if launches else 0.0),
-        flops=2 * experts * rows * out * wide / (rate * _of(at, device.sms)),
-        memory=moved / (device.hbm_bytes_per_s * _of(at, device.memory_sms)),
+        flops=2 * experts * rows * out * wide / (rate * share),
+        memory=moved / (device.hbm_bytes_per_s * share**device.product_memory_power),
     )
 
 
@@ -67,10 +73,14 @@ def rows_pass(device: Device, at: Point, launches: int = 1) -> Least:
     return Least(floor=launches * device.kernel_s, memory=at["mb"] * 1e6 / rate)
 
 
-def transfer(device: Device, at: Point, floor: float, copies: bool = False) -> Least:
+def transfer(device: Device, at: Point, floor: float, turn: float = 0.0, copies: bool = False) -> Least:
     """Sends `mb` megabytes to other ranks, `outside` of them to `away` ranks of other nodes; by copy engines, or by
     SMs, which for a one-sided transfer read and write `moved` megabytes of memory. With `levels` 2 to ranks of the node
-    first and then to others, or the other way; else to both at once."""
+    first and then to others, or the other way; else to both at once.
+
+    One-sided by SMs goes from row to row, or piece of a row, and needs at least `turn` for each of `turns`: programs
+    take them one after the other, and read where a row lies before they can read the row.
+    """
     line = device.copy_bytes_per_s if copies else device.intra_bytes_per_s * _of(at, device.transfer_sms)
     outside = at.get("outside", 0.0)
     inside = at["mb"] - outside
@@ -80,6 +90,7 @@ def transfer(device: Device, at: Point, floor: float, copies: bool = False) -> L
         floor=levels * floor + device.peer_s * at.get("away", 0),
         memory=at.get("moved", 0.0) * 1e6 / (device.hbm_bytes_per_s * _of(at, device.memory_sms)),
         link=near + far if levels > 1 else max(near, far),
+        turns=at.get("turns", 0.0) * turn,
     )
 
 
@@ -106,8 +117,16 @@ def least(device: Device, impl: Impl, at: Point) -> Least:
     if "out" in at:
         return product(device, at, impl.cost.launches)
     if KINDS[impl.kind].role is Role.TRANSFER:
-        return transfer(device, at, floor_of(device, impl.kind, impl.name), Resource.COPY_ENGINE in impl.occupies)
+        floor, copies = floor_of(device, impl.kind, impl.name), Resource.COPY_ENGINE in impl.occupies
+        return transfer(device, at, floor, _turn(device, impl, at) if "turns" in at else 0.0, copies)
     return rows_pass(device, at, impl.cost.launches)
+
+
+def _turn(device: Device, impl: Impl, at: Point) -> float:
+    """What a turn of a one-sided transfer by SMs takes, shared by all of its programs."""
+    table = device.table.get((impl.kind, impl.name))
+    kept = at["sms"] < device.sms
+    return table.turn_s / (at["sms"] * (impl.cost.sm_programs if kept else MANY_PROGRAMS)) if table else 0.0
 
 
 def _ratios(device: Device, impl: Impl) -> Ratios | None:

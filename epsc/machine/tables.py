@@ -7,9 +7,9 @@ measured to the time of a roofline at the same point (see `epsc.machine.roofline
 1. points that differ in the first coordinate only form a curve, linear in log(coordinate) between points, and held at
    the end's ratio outside: beyond what was measured a step costs its roofline times the ratio of the nearest point;
 2. curves are averaged (in the log), each weighted by 1 / distance^4, where distance is counted in octaves of the other
-   coordinates, and beyond the ends of a curve of the first as well. A curve at the very place counts alone. Experts are
-   no distance: how many there are changes the roofline, and how near to it a product gets only a little. Points that
-   differ in nothing else are averaged.
+   coordinates, and beyond the ends of a curve of the first as well. A curve at the very place counts alone. Amounts,
+   such as experts, are no distance: how many there are changes the roofline, and how near to it a product gets only a
+   little. Points that differ in nothing else are averaged.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ COORDINATES = {
     "in": "columns that a product reads",
     "mb": "megabytes (10^6): sent to other ranks by a transfer, read and written by anything else",
     "moved": "megabytes of memory that a one-sided transfer by SMs reads and writes",
+    "turns": "rows, or pieces of rows, that the programs of a one-sided transfer by SMs take one after the other",
     "sms": "SMs that the step may use",
     "ranks": "ranks that share the experts",
 }
 VALUES = {"tflops": 1e12, "gb_per_s": 1e9, "us": 1e-6}
 """What the last column of a table may be, and its unit: FLOP/s, bytes/s or seconds."""
+_AMOUNTS = ("experts", "moved", "turns")
+"""Coordinates that are no distance: they change the roofline, and how near to it a step gets only a little."""
 
 Point = Mapping[str, float]
 
@@ -52,6 +55,8 @@ class Table:
     """Bytes of an element of the rows in the measurement."""
     floor_s: float | None = None
     """Of a transfer: what it costs when it moves nothing; else that of any transfer."""
+    turn_s: float = 0.0
+    """Of a one-sided transfer by SMs: what a program needs for a row, or a piece of one, however short."""
 
     @property
     def value(self) -> str:
@@ -82,7 +87,7 @@ class Ratios:
     @cached_property
     def _others(self) -> tuple[str, ...]:
         """The coordinates that tell one curve from another."""
-        return tuple(name for name in self.table.columns[1:-1] if name != "experts")
+        return tuple(name for name in self.table.columns[1:-1] if name not in _AMOUNTS)
 
     @cached_property
     def _curves(self) -> dict[tuple[float, ...], tuple[list[float], list[float]]]:

@@ -6,9 +6,17 @@ Bytes of device memory are counted as if caches held nothing but what one op rea
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import prod
+from math import ceil, prod
 
-from epsc.ir.attrs import CallAttrs, CollectiveAttrs, ExpertGemmActAttrs, ExpertGemmAttrs, SlotAttrs, TransferAttrs
+from epsc.ir.attrs import (
+    CallAttrs,
+    CollectiveAttrs,
+    Direction,
+    ExpertGemmActAttrs,
+    ExpertGemmAttrs,
+    SlotAttrs,
+    TransferAttrs,
+)
 from epsc.ir.dims import Axis
 from epsc.ir.impls import Impl, impls_of
 from epsc.ir.kinds import Role
@@ -58,6 +66,8 @@ class Work:
     rows: float = 0.0
     chosen: float = 1.0
     """The share of the experts that the step works for that some token chose, and whose weights are read."""
+    turns: float = 0.0
+    """Rows, or pieces of rows, that the programs of a one-sided transfer by SMs take one after the other."""
 
     def of_rows(self, share: float) -> Work:
         """The same for so many times the rows, as they are on a rank whose experts are chosen more often."""
@@ -184,7 +194,20 @@ def work(
         moved = writes + (reads if node.info.one_sided else writes) + padding
     elif node.info.one_sided:
         link = sent_bytes(schedule, step, reads, writes)
-    return Work(flops, moved, weights, padding, after, link, 0.0, launches, rows, chosen)
+    turns = _turns(schedule, step, impl, load) if node.info.one_sided else 0.0
+    return Work(flops, moved, weights, padding, after, link, 0.0, launches, rows, chosen, turns)
+
+
+def _turns(schedule: Schedule, step: Step, impl: Impl, load: int) -> float:
+    """A transfer to the experts goes over the tokens here; one that goes home over the tokens of every rank, whichever
+    of their rows it sends."""
+    if not impl.cost.turn_columns or not step.writes:
+        return 0.0
+    attrs = schedule.node(step).attrs
+    home = isinstance(attrs, TransferAttrs) and attrs.direction is Direction.COMBINE
+    width = region(step.writes[0], schedule).shape[-1].scale
+    pieces = min((ceil(width / columns) * columns, ceil(width / columns)) for columns in impl.cost.turn_columns)[1]
+    return load * (schedule.ep if home else 1) * pieces
 
 
 def _weight_bytes(schedule: Schedule, step: Step) -> float:

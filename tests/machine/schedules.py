@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from epsc.ir.schedule import HOST_LANE, Hazard, Schedule, Stage, Wait
-from epsc.machine.simulate import waits_of
+from epsc.machine.needs import waits_of
 
 
 def _graph(hidden: int, inter: int, experts: int, top_k: int) -> str:

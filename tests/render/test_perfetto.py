@@ -39,7 +39,7 @@ def slice_at(events: Trace, point: dict[str, Any]) -> str:
     found = [
         e["name"]
         for e in slices(events, point["pid"])
-        if e["tid"] == point["tid"] and e["ts"] <= point["ts"] < e["ts"] + e["dur"]
+        if e["tid"] == point["tid"] and e["ts"] <= point["ts"] < round(e["ts"] + e["dur"], 3)
     ]
     assert len(found) == 1, point
     return str(found[0])

@@ -16,8 +16,8 @@ from epsc.ir.impls import Bound, Resource, impls_of
 from epsc.ir.kinds import Role
 from epsc.ir.schedule import Schedule, Step
 from epsc.ir.source import Source
+from epsc.machine.needs import makers_of
 from epsc.machine.reasons import exposures, spent
-from epsc.machine.simulate import makers_of
 from epsc.machine.timeline import Event, Timeline
 from epsc.render.amounts import ranks_words
 from epsc.render.gantt import head_words, headline
