@@ -31,6 +31,8 @@ class Route:
     """Of a share of the tokens: the route of all of them."""
     axis: str = ""
     """The mesh axis whose ranks have the shares."""
+    partial: bool = False
+    """Some copies go nowhere: their expert is -1."""
 
 
 @dataclass(frozen=True)

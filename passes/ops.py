@@ -86,7 +86,7 @@ class Ops(Routers, Products):
             )
             return None
         count = count or every - first
-        selective = count < every or route.attrs.threshold > 0
+        selective = count < every or route.partial
         return RowsAttrs(count, route.attrs.top_k, first, every if selective else 0)
 
     def _identity(self, call: Call, scope: Scope, want: str) -> Bound:

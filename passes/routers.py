@@ -83,7 +83,8 @@ class Routers(Arguments):
         ]
         types = (Tensor(DType.INT64, (x.type.shape[0], Dim(k))), Tensor(DType.FP32, (x.type.shape[0], Dim(k))))
         self._emit(name, "route", (x.name,), attrs, types, scope, call.span, tuple(params))
-        return Route(attrs, f"{name}.experts", f"{name}.weights", spans.get("experts", call.span))
+        span, partial = spans.get("experts", call.span), attrs.threshold > 0
+        return Route(attrs, f"{name}.experts", f"{name}.weights", span, partial=partial)
 
     def _routing(self, call: Call, scope: Scope, want: str) -> Bound:  # noqa: ARG002 - it makes no op to name
         """routing(ids, weights, experts=n): what a router outside of the layer decided."""
@@ -116,4 +117,5 @@ class Routers(Arguments):
         if k > count:
             self.faults.add("top-k", f"a token has {k} experts, but there are only {count}", spans.get("experts"))
             return None
-        return Route(RouteAttrs(count, k), ids.name, weights.name, spans.get("experts"))
+        partial = bool(options.get("partial"))
+        return Route(RouteAttrs(count, k), ids.name, weights.name, spans.get("experts"), partial=partial)

@@ -105,6 +105,7 @@ def stand_in(
     state = State.of(traced, rank, ranks)
     get = state.reader(traced.module, weights)
     around = traced.wrapper()
+    state.keep_behind(get)
     state.fill(around, get, at)
     around.set_submodule(LAYER, Layer(found, weights_of(traced, state, get, at)))
     return Compiled(traced, plan, around, found, state)

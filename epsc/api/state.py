@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class State:
     ranks: int
     rest: dict[str, Tensor]
     """What no op of the block reads: it is in the module's state dict all the same."""
+    behind: dict[str, Tensor] = field(default_factory=dict)
+    """Of tensors that have more rows than there are experts the rest, where one rank has all."""
 
     @staticmethod
     def of(traced: Traced, rank: int, ranks: int) -> State:
@@ -71,9 +74,18 @@ class State:
         if not weight.experts or listed or self.ranks == 1:
             whole: Tensor = piece[:]
             return whole
-        rows = self.shapes[name][0] // self.ranks
+        (one,) = (each for each in weight.pieces if name in each.names)
+        rows = weight.experts // self.ranks * (prod(one.shape) // prod(self.shapes[name][1:]))
         own: Tensor = piece[self.rank * rows : (self.rank + 1) * rows]
         return own
+
+    def keep_behind(self, get: Get) -> None:
+        """Remember what tensors hold behind the experts, for the state dict."""
+        for weight in self.weights if self.ranks == 1 else ():
+            for piece in weight.pieces if weight.experts else ():
+                rows = weight.experts * (prod(piece.shape) // prod(self.shapes[piece.names[0]][1:]))
+                if not piece.listed and self.shapes[piece.names[0]][0] > rows:
+                    self.behind[piece.names[0]] = get(piece.names[0])[rows:].clone()
 
     def fill(self, around: GraphModule, get: Get, device: torch.device) -> None:
         """Give what runs as captured its tensors, where the module has none of its own."""
@@ -98,6 +110,8 @@ class State:
             for name, part in weight.spread(own, self.first(weight)).items():
                 shape = self.shapes[name]
                 found[name] = part.reshape(-1, *shape[1:]) if weight.experts else part.reshape(shape)
+                if name in self.behind:
+                    found[name] = torch.cat([found[name], self.behind[name].to(found[name])])
         state.update({prefix + name: found[name] for name in self.names if name in found})
 
     def _loaded(self, module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -107,6 +121,8 @@ class State:
                 state[prefix + at] = given[name]
         for name in self.rest.keys() & given.keys() - _held(module).keys():
             self.rest[name] = given[name]
+        for name in self.behind.keys() & given.keys():
+            self.behind[name] = given[name][self.shapes[name][0] - len(self.behind[name]) :].clone()
         attributes = _attributes(module)
         for weight in self.weights:
             if all(name in given for name in self._needed(weight)):

@@ -193,6 +193,7 @@ def _spec(lifted: Lifted, dtype: torch.dtype, name: str, path: str) -> Spec:
         lifted.shared,
         lifted.places,
         about,
+        lifted.partial,
     )
 
 

@@ -63,6 +63,8 @@ class RoutingAttrs:
     """A routing that was decided outside of the layer, over `experts` experts. No op: `routing` only names values."""
 
     experts: int
+    partial: bool = False
+    """Some copies go nowhere: their expert is -1 (of a router with a capacity)."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ class Seam:
     site: int
     reads: frozenset[str] | None = None
     """The parameters that they read, where that is known."""
+    partial: bool = False
+    """Some tokens may have fewer experts than others: -1 stands for none."""
 
     @property
     def experts(self) -> Experts:
@@ -44,6 +46,18 @@ class Slots:
     weights: int | str
     ndim: int
     """Dimensions of the tokens."""
+    experts: int = 0
+    """How many there are, where the experts of a token are said by a mask [tokens, k, experts]; else 0."""
+
+    def numbers(self, said: Tensor) -> Tensor:
+        """The experts of each token, -1 for none, of what the submodule is called with."""
+        return torch.where(said.bool().any(-1), said.argmax(-1), -1) if self.experts else said
+
+    def said(self, numbers: Tensor) -> Tensor:
+        """What the submodule is called with for these experts of each token."""
+        if not self.experts:
+            return numbers
+        return (numbers.unsqueeze(-1) == torch.arange(self.experts, device=numbers.device)).to(numbers.dtype)
 
     def pick(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], slot: int | str) -> Tensor:
         found: Tensor = args[slot] if isinstance(slot, int) else kwargs[slot]
@@ -93,16 +107,23 @@ def _slots(args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Slots 
     given: dict[int | str, Any] = dict(enumerate(args))
     given.update(kwargs)
     tensors = {slot: value for slot, value in given.items() if isinstance(value, Tensor)}
-    ids = [slot for slot, t in tensors.items() if t.dtype in (torch.int64, torch.int32) and t.ndim == 2]
+    whole = {slot: t for slot, t in tensors.items() if t.dtype in (torch.int64, torch.int32)}
+    ids = [slot for slot, t in whole.items() if t.ndim == 2 or (t.ndim == 3 and _at_most_one(t))]
     if not isinstance(out, Tensor) or len(ids) != 1:
         return None
-    shape = tensors[ids[0]].shape
+    of = tensors[ids[0]]
+    shape = of.shape[:2]
     floats = {slot: t for slot, t in tensors.items() if t.is_floating_point()}
     weights = [slot for slot, t in floats.items() if t.shape == shape and t.shape != out.shape]
     rows = [slot for slot, t in floats.items() if t.shape == out.shape and t.numel() // t.shape[-1] == shape[0]]
     if len(weights) != 1 or len(rows) != 1:
         return None
-    return Slots(rows[0], ids[0], weights[0], tensors[rows[0]].ndim)
+    return Slots(rows[0], ids[0], weights[0], tensors[rows[0]].ndim, of.shape[2] if of.ndim == 3 else 0)
+
+
+def _at_most_one(mask: Tensor) -> bool:
+    """Whether a mask of experts has no more than one for each choice of a token."""
+    return bool(((mask == 0) | (mask == 1)).all()) and bool((mask.sum(-1) <= 1).all())
 
 
 @contextmanager
@@ -114,7 +135,7 @@ def opaque(module: nn.Module, name: str, slots: Slots) -> Iterator[Seam]:
     def experts(hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         # In as many dimensions as the module is used to.
         rows = hidden.reshape(*(1,) * (slots.ndim - 2), *hidden.shape)
-        given = {slots.hidden: rows, slots.ids: ids, slots.weights: weights}
+        given = {slots.hidden: rows, slots.ids: slots.said(ids), slots.weights: weights}
         most = max((slot for slot in given if isinstance(slot, int)), default=-1)
         args = [given.get(i) for i in range(most + 1)]
         made: Tensor = original(*args, **{slot: t for slot, t in given.items() if isinstance(slot, str)})
@@ -124,12 +145,12 @@ def opaque(module: nn.Module, name: str, slots: Slots) -> Iterator[Seam]:
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:
         hidden, ids, weights = (slots.pick(args, kwargs, s) for s in (slots.hidden, slots.ids, slots.weights))
-        made: Tensor = EXPERTS(hidden.reshape(-1, hidden.shape[-1]), ids, weights, site)
+        made: Tensor = EXPERTS(hidden.reshape(-1, hidden.shape[-1]), slots.numbers(ids), weights, site)
         return made.reshape(hidden.shape)
 
     child.forward = forward
     try:
-        yield Seam(name, site)
+        yield Seam(name, site, partial=slots.experts > 0)
     finally:
         del child.forward
 

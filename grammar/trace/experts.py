@@ -38,6 +38,13 @@ class Ffn:
     down_bias: Weight | None = None
     transposed: bool = False
     """Weights lie as [in, out]."""
+    identities: int = 0
+    """So many experts behind these hand their tokens back."""
+
+    @property
+    def every(self) -> int:
+        """What a token chooses from."""
+        return self.experts + self.identities
 
     @property
     def weights(self) -> tuple[Weight, ...]:

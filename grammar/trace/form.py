@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from epsc.grammar.trace.capture import Seam
 from epsc.grammar.trace.experts import Ffn, identify
+from epsc.grammar.trace.oracle import close
 
 
 def form(module: nn.Module, seam: Seam, hidden: int, top_k: int, device: torch.device) -> Ffn | None:
@@ -29,6 +30,19 @@ def form(module: nn.Module, seam: Seam, hidden: int, top_k: int, device: torch.d
         if ffn:
             return ffn
     return None
+
+
+def identities(seam: Seam, ffn: Ffn, every: int, hidden: int, top_k: int, device: torch.device) -> bool:
+    """Whether the experts behind those of `ffn`, of `every` that a token chooses from, hand their tokens back."""
+    x = torch.randn(4, hidden, generator=torch.Generator(device).manual_seed(2), device=device)
+    weights = torch.zeros(4, top_k, device=device)
+    weights[:, 0] = 0.5
+    for e in range(ffn.experts, every):
+        ids = (e + torch.arange(top_k, device=device)).remainder(every).expand(4, -1).contiguous()
+        with torch.no_grad():
+            if not close(2 * seam.experts(x, ids, weights), x):
+                return False
+    return True
 
 
 def _counts(tensors: dict[str, Tensor], numbers: set[int], top_k: int) -> list[int]:

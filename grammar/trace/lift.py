@@ -17,7 +17,7 @@ from epsc.grammar.trace import experts as experts_of
 from epsc.grammar.trace import router as router_of
 from epsc.grammar.trace import shared as shared_of
 from epsc.grammar.trace.capture import Captured, ancestors, read_by, watch
-from epsc.grammar.trace.form import form, module_numbers
+from epsc.grammar.trace.form import form, identities, module_numbers
 from epsc.grammar.trace.probe import Inputs
 from epsc.grammar.trace.router import numbers_in
 from epsc.grammar.trace.spans import module_span, node_span, weight_span
@@ -53,6 +53,8 @@ class Lifted:
     """What was not recognised and so runs as captured."""
     pick: int = -1
     """Which of the values that may be the seam it is, where experts are written out in the block."""
+    partial: bool = False
+    """Some copies go nowhere."""
 
     @property
     def weights(self) -> tuple[Weight, ...]:
@@ -75,12 +77,19 @@ def lift(module: nn.Module, captured: Captured, inputs: Inputs) -> Lifted:
         raise unknown_experts(module, captured)
     notes = []
     behind = ancestors(ids, weights)
-    router = router_of.identify(
-        [(values[0], values[1], values[2]) for values in looked],
-        {n: t for n, t in read_by(graph, behind).items() if t.is_floating_point()},
-        ffn.experts,
-        numbers_in(list(behind)) | _module_numbers(graph, behind),
-    )
+    read = {n: t for n, t in read_by(graph, behind).items() if t.is_floating_point()}
+    most = max(int(values[1].max()) for values in looked)
+    if most >= ffn.experts:
+        # A router has a number of each expert in something that it reads.
+        every = min((size for t in read.values() for size in t.shape if size > most), default=most + 1)
+        if not identities(captured.seam, ffn, every, hidden, top_k, inputs.rows.device):
+            raise unknown_experts(module, captured)
+        ffn = replace(ffn, identities=every - ffn.experts)
+    router = None
+    if not captured.seam.partial:
+        samples = [(values[0], values[1], values[2]) for values in looked]
+        numbers = numbers_in(list(behind)) | _module_numbers(graph, behind)
+        router = router_of.identify(samples, read, ffn.every, numbers)
     if router is None:
         notes.append("the router is none that `route` can say: it runs as captured")
     found: list[shared_of.Shared] = []
@@ -101,7 +110,8 @@ def lift(module: nn.Module, captured: Captured, inputs: Inputs) -> Lifted:
         node_span(node) or module_span(module),
         tuple(node_span(add) for add, _ in branches),
     )
-    lifted = Lifted(hidden, top_k, ffn, router, tuple(found), places, tuple(notes), captured.pick)
+    partial = captured.seam.partial
+    lifted = Lifted(hidden, top_k, ffn, router, tuple(found), places, tuple(notes), captured.pick, partial)
     reads = {weight.name: _reads(module, weight) for weight in lifted.weights}
     return replace(lifted, places=replace(places, reads=reads))
 

@@ -113,7 +113,7 @@ class Bank:
 
 
 def banks(tensors: Iterable[tuple[str, tuple[int, ...]]], experts: int) -> list[Bank]:
-    """The tensors that may hold something of each of `experts` experts.
+    """The tensors that may hold something of each of `experts` experts, and of others behind them.
 
     Listed ones differ in one number of their names: `experts.0.up.weight`, `experts.1.up.weight`.
     """
@@ -135,6 +135,7 @@ def banks(tensors: Iterable[tuple[str, tuple[int, ...]]], experts: int) -> list[
         for name, shape in alone.items()
         if len(shape) == 2 and shape[0] % experts == 0 and shape[0] > experts
     ]
+    stacked += [Bank((name,), shape[1:]) for name, shape in alone.items() if len(shape) == 3 and shape[0] > experts]
     return stacked + found
 
 

@@ -45,6 +45,7 @@ def write(
     shared: tuple[Shared, ...],
     places: Places,
     about: tuple[str, ...] = (),
+    partial: bool = False,
 ) -> Spec:
     """The file of one layer."""
     at = places.experts
@@ -56,20 +57,24 @@ def write(
             Arg("ids", DType.INT64, (Name("tokens"), Number(top_k)), places.router),
             Arg("weights", DType.FP32, (Name("tokens"), Number(top_k)), places.router),
         ]
-        route = _call("routing", [Name("ids"), Name("weights")], {"experts": ffn.experts}, places.router)
+        said = {"experts": ffn.every} | ({"partial": True} if partial else {})
+        route = _call("routing", [Name("ids"), Name("weights")], said, places.router)
     options = {"bias": True} if ffn.up_bias else {}
     options |= {"transposed": True} if ffn.transposed else {}
     up = _call("gemm", [Name("sent"), Name(ffn.up.name), _wide(ffn.act, ffn.width)], options, at)
     down = _call("gemm", [Name("h"), Name("down"), Number(hidden)], options, at)
+    some = {"experts": ffn.experts} if ffn.identities else {}
     ups, downs = (ffn.up, ffn.up_bias), (ffn.down, ffn.down_bias)
     body: list[Bind | Return] = [
         Bind("r", route, places.router, places.told(places.router, weights=router.weights if router else ())),
-        Bind("sent", _call("dispatch", [Name("x"), Name("r")], {}, at), at, places.told(at)),
+        Bind("sent", _call("dispatch", [Name("x"), Name("r")], some, at), at, places.told(at)),
         Bind("h", _call(ffn.act.fn.value, [up], _options(ffn.act, never=("fn",)), at), at, places.told(weights=ups)),
         Bind("back", _call("combine", [down, Name("r")], {}, at), at, places.told(at, weights=downs)),
     ]
     added: list[Comments] = []
     result: Expr = Name("back", at)
+    if ffn.identities:
+        result = Binary("+", result, _call("identity", [Name("x"), Name("r")], {"first": ffn.experts}, at), at)
     for i, branch in enumerate(shared):
         span = places.shared[i] if i < len(places.shared) else None
         binds, term = _branch(branch, shared_name(i), hidden, span, places)
