@@ -138,6 +138,7 @@ def planned(
 ) -> driver.Plan:
     """The proven plan of a traced block. Raises EpsError, at the user's Python."""
     low, high = (tokens, tokens) if isinstance(tokens, int) else tokens or (1, 4096)
+    low, high = low * traced.lifted.copies, high * traced.lifted.copies
     more = f"tokens {low} .. {high}\n{_schedule(schedule)}"
     layer = traced.layer(driver.Options({"ep": str(ranks), "nodes": str(nodes), "device": _device(device)}), more)
     try:

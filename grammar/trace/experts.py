@@ -6,8 +6,9 @@ numbers in the code, and one is taken only if it gives what the experts give.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import torch
@@ -22,6 +23,24 @@ from epsc.ir.attrs import Act, ActAttrs
 ROWS = 6
 SCALES = (1.0, 12.0)
 """Of the tokens that are tried: the larger ones meet clamps."""
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """How the weights that experts are called with count."""
+
+    on_input: bool = False
+    """They multiply the tokens that go to an expert, not what it makes of them."""
+    sigmoid: bool = False
+    """They are logits."""
+
+    def of(self, weights: Tensor) -> Tensor:
+        return weights.float().sigmoid().to(weights.dtype) if self.sigmoid else weights
+
+    @property
+    def nothing(self) -> float:
+        """The weight of a copy that counts nothing."""
+        return -math.inf if self.sigmoid else 0.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +59,7 @@ class Ffn:
     """Weights lie as [in, out]."""
     identities: int = 0
     """So many experts behind these hand their tokens back."""
+    weighing: Weighing = Weighing()
 
     @property
     def every(self) -> int:
@@ -85,18 +105,28 @@ def identify(
     """
     found = banks(((name, tuple(t.shape)) for name, t in tensors.items()), count)
     generator = torch.Generator(device).manual_seed(1)
+    rest = torch.randn(count, hidden, generator=generator, device=device)
+
+    def asked(x: Tensor, e: int, weight: float, weighing: Weighing) -> Tensor:
+        """What an expert makes of rows with that weight, others having none. Behind these rows there is one for every
+        expert, as when the block was traced."""
+        first = torch.cat([torch.full((ROWS,), e, device=device), torch.arange(count, device=device)])
+        ids = (first.unsqueeze(1) + torch.arange(top_k, device=device)) % count
+        weights = torch.full((ROWS + count, top_k), weighing.nothing, device=device)
+        weights[:ROWS, 0] = weight
+        return experts(torch.cat([x, rest]), ids, weights)[:ROWS]
+
     tried = []
+    weighing: Weighing | None = None
     for scale in SCALES:
         x = scale * torch.randn(ROWS, hidden, generator=generator, device=device)
-        # Half of one expert for the first rows, and nothing of others: what it computes, and that weights come after
-        # it. The further rows have every expert chosen, as it was when the block was traced.
-        rest = torch.randn(count, hidden, generator=generator, device=device)
         for e in {0, count // 2, count - 1}:
-            first = torch.cat([torch.full((ROWS,), e, device=device), torch.arange(count, device=device)])
-            ids = (first.unsqueeze(1) + torch.arange(top_k, device=device)) % count
-            weights = torch.zeros(ROWS + count, top_k, device=device)
-            weights[:ROWS, 0] = 0.5
-            tried.append((x, e, 2 * experts(torch.cat([x, rest]), ids, weights)[:ROWS]))
+            weighing = weighing or _weighing(asked, x, e)
+            if weighing is None:
+                return None
+            made, by = asked(x, e, 0.5, weighing), float(weighing.of(torch.tensor(0.5)))
+            tried.append((by * x, e, made) if weighing.on_input else (x, e, made / by))
+    assert weighing
     get = tensors.__getitem__
     acts = activations(numbers)
     plain = len(Act)
@@ -109,7 +139,20 @@ def identify(
                 pairs.append((e, F.linear(x, up_of, bias), wanted))
             made = _form(pairs, down, down_bias, gated, some, get)
             if made:
-                return _written(count, up, down, up_bias, down_bias, made)
+                return replace(_written(count, up, down, up_bias, down_bias, made), weighing=weighing)
+    return None
+
+
+def _weighing(asked: Callable[[Tensor, int, float, Weighing], Tensor], x: Tensor, e: int) -> Weighing | None:
+    """How weights count, by what an expert makes with a whole one and with half of one."""
+    for way in (Weighing(), Weighing(on_input=True), Weighing(True, True), Weighing(sigmoid=True)):
+        half, whole = (float(way.of(torch.tensor(weight))) for weight in (0.5, 1.0))
+        made = asked(x, e, 0.5, way)
+        if not bool(torch.isfinite(made).all()):
+            continue
+        same = asked(half / whole * x, e, 1.0, way) if way.on_input else half / whole * asked(x, e, 1.0, way)
+        if close(made, same):
+            return way
     return None
 
 

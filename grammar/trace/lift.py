@@ -55,6 +55,8 @@ class Lifted:
     """Which of the values that may be the seam it is, where experts are written out in the block."""
     partial: bool = False
     """Some copies go nowhere."""
+    copies: int = 1
+    """Of each token so many go to the layer as tokens of their own."""
 
     @property
     def weights(self) -> tuple[Weight, ...]:
@@ -86,15 +88,19 @@ def lift(module: nn.Module, captured: Captured, inputs: Inputs) -> Lifted:
             raise unknown_experts(module, captured)
         ffn = replace(ffn, identities=every - ffn.experts)
     router = None
-    if not captured.seam.partial:
-        samples = [(values[0], values[1], values[2]) for values in looked]
+    if not captured.seam.partial and not ffn.weighing.on_input:
+        samples = [(values[0], values[1], ffn.weighing.of(values[2])) for values in looked]
         numbers = numbers_in(list(behind)) | _module_numbers(graph, behind)
         router = router_of.identify(samples, read, ffn.every, numbers)
-    if router is None:
+    if ffn.weighing.on_input:
+        notes.append(
+            "weights count on the input of experts: each copy is a token of its own, and the router is captured"
+        )
+    elif router is None:
         notes.append("the router is none that `route` can say: it runs as captured")
     found: list[shared_of.Shared] = []
     before = ancestors(x)
-    for i, (_, branch) in enumerate(branches):
+    for i, (_, branch) in enumerate(() if ffn.weighing.on_input else branches):
         made = ancestors(branch) - before
         pairs = [(values[0], values[3 + i].reshape(-1, values[3 + i].shape[-1])) for values in looked]
         tensors = {n: t for n, t in read_by(graph, made).items() if t.is_floating_point()}
@@ -111,7 +117,10 @@ def lift(module: nn.Module, captured: Captured, inputs: Inputs) -> Lifted:
         tuple(node_span(add) for add, _ in branches),
     )
     partial = captured.seam.partial
-    lifted = Lifted(hidden, top_k, ffn, router, tuple(found), places, tuple(notes), captured.pick, partial)
+    copies = top_k if ffn.weighing.on_input else 1
+    lifted = Lifted(
+        hidden, top_k // copies, ffn, router, tuple(found), places, tuple(notes), captured.pick, partial, copies
+    )
     reads = {weight.name: _reads(module, weight) for weight in lifted.weights}
     return replace(lifted, places=replace(places, reads=reads))
 
@@ -133,7 +142,12 @@ def cut(captured: Captured, lifted: Lifted) -> GraphModule:
     x, ids, weights = _arguments(node)
     added = list(tail(node))[: len(lifted.shared)]
     with made.inserting_before(node):
-        layer = made.call_module(LAYER, (x,) if lifted.router else (x, ids, weights))
+        if not lifted.router and lifted.ffn.weighing.sigmoid:
+            weights = made.call_method("sigmoid", (made.call_method("float", (weights,)),))
+        if lifted.ffn.weighing.on_input:
+            layer = _copies(made, x, ids, weights, lifted.copies)
+        else:
+            layer = made.call_module(LAYER, (x,) if lifted.router else (x, ids, weights))
     for add, branch in added:
         (rest,) = (each for each in add.all_input_nodes if each is not branch)
         add.replace_all_uses_with(rest)
@@ -145,6 +159,17 @@ def cut(captured: Captured, lifted: Lifted) -> GraphModule:
     module.graph.eliminate_dead_code()
     module.recompile()
     return GraphModule(module, module.graph)  # without the parameters that nothing reads any more
+
+
+def _copies(made: Graph, x: Node, ids: Node, weights: Node, copies: int) -> Node:
+    """The layer on copies that are weighted before they go to their one expert, and the sum of each token's."""
+    column = made.call_method("type_as", (made.call_method("unsqueeze", (weights, -1)), x))
+    rows = made.call_function(operator.mul, (made.call_method("unsqueeze", (x, 1)), column))
+    flat = made.call_method("flatten", (rows, 0, 1))
+    each = made.call_method("reshape", (ids, -1, 1))
+    ones = made.call_function(torch.ones_like, (made.call_method("reshape", (weights, -1, 1)),))
+    back = made.call_module(LAYER, (flat, each, ones))
+    return made.call_method("sum", (made.call_method("unflatten", (back, 0, (-1, copies))), 1))
 
 
 def copied(graph: Graph, copies: dict[Any, Any] | None = None) -> Graph:

@@ -37,7 +37,10 @@ def candidates(graph: GraphModule) -> Iterator[Four]:
                         yield x, ids, w, y
 
 
-_LIKE = frozenset({"zeros_like", "empty_like", "new_zeros", "new_empty"})
+_LIKE = frozenset(
+    {f"{what}_like" for what in ("zeros", "ones", "empty", "full")}
+    | {f"new_{what}" for what in ("zeros", "ones", "empty", "full")}
+)
 
 
 def _reads_tokens_besides(y: Node, seam: set[Node]) -> bool:

@@ -30,6 +30,7 @@ TINY: dict[str, Any] = {
     **dict.fromkeys(("top_k_experts", "num_selected_experts", "expert_top_k"), 2),
     **dict.fromkeys(("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"), 1),
     "n_group": 4,
+    "expert_capacity": 6,
     "topk_group": 2,
     "num_expert_group": 4,
     "norm_topk_prob": True,
