@@ -29,7 +29,6 @@ from epsc.api.refuse import refusal
 from epsc.api.running import Layer, runner
 from epsc.api.state import State
 from epsc.api.tracing import Traced, fingerprint, trace
-from epsc.grammar.trace.experts import Weighing
 from epsc.grammar.trace.seam import EXPERTS, add_site
 
 NAME = "epsc"
@@ -161,8 +160,8 @@ def _traced(experts: nn.Module, hidden: int, top_k: int) -> Traced:
         name = re.sub(r"\W", "_", type(experts).__name__).lower()
         with _eager(experts):
             _known[kind] = trace(block, (*example, torch.zeros(rows, top_k, dtype=dtype, device=device)), name=name)
-    if _known[kind].lifted.ffn.weighing != Weighing():
-        what = f"the weights that {type(experts).__name__} is given do not multiply what its experts make"
+    if not _known[kind].lifted.ffn.plain or _known[kind].lifted.ffn.weighing.sigmoid:
+        what = f"the weights that {type(experts).__name__} is given do not multiply what a layer of the language makes"
         raise refusal("other-weights", what, experts, "swap the blocks: `epsc.compile_model(model.eval(), group)`")
     return Traced(**{**vars(_known[kind]), "module": block, "before": state})
 

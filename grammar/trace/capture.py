@@ -68,6 +68,7 @@ class Slots:
 class Captured:
     """A block as a graph with exactly one experts node."""
 
+    module: nn.Module
     graph: GraphModule
     node: Node
     seam: Seam

@@ -20,6 +20,8 @@ from epsc.grammar.trace.seam import Experts
 from epsc.grammar.trace.weights import Bank, Piece, Weight, banks
 from epsc.ir.attrs import Act, ActAttrs
 
+Rows = Callable[[Tensor], Tensor]
+
 ROWS = 6
 SCALES = (1.0, 12.0)
 """Of the tokens that are tried: the larger ones meet clamps."""
@@ -60,6 +62,13 @@ class Ffn:
     identities: int = 0
     """So many experts behind these hand their tokens back."""
     weighing: Weighing = Weighing()
+    post: str = ""
+    """A module of the block that each row goes through behind its expert, before it is weighted."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether a layer of the language weights and sums as these experts do."""
+        return not self.post and not self.weighing.on_input
 
     @property
     def every(self) -> int:
@@ -98,12 +107,42 @@ def identify(
     hidden: int,
     numbers: set[float],
     device: torch.device,
+    posts: Mapping[str, Rows] = {},
 ) -> Ffn | None:
     """The form of `experts`, or None when it is none that the language has.
 
-    `tensors` are the parameters that it may use, of which there are fp32 made-up ones.
+    `tensors` are the parameters that it may use, of which there are fp32 made-up ones; `posts` the modules that may
+    stand behind an expert, as a norm does.
     """
     found = banks(((name, tuple(t.shape)) for name, t in tensors.items()), count)
+    weighing, tried = _tried(experts, count, top_k, hidden, device)
+    if weighing is None:
+        return None
+    get = tensors.__getitem__
+    acts = activations(numbers)
+    plain = len(Act)
+    ends: list[tuple[str, Rows]] = [("", lambda rows: rows), *(posts.items() if weighing == Weighing() else ())]
+    for some in (acts[:plain], acts[plain:]):
+        for up, down, up_bias, down_bias, gated in _candidates(found, hidden):
+            pairs = []
+            for x, e, wanted in tried:
+                up_of = torch.cat([piece.one(get, e) for piece in up])
+                bias = torch.cat([piece.one(get, e) for piece in up_bias]) if up_bias else None
+                pairs.append((e, F.linear(x, up_of, bias), wanted))
+            for post, end in ends:
+                if act := _form(pairs, down, down_bias, gated, some, get, end):
+                    made = _written(count, up, down, up_bias, down_bias, act)
+                    return replace(made, weighing=weighing, post=post)
+    return None
+
+
+Tried = list[tuple[Tensor, int, Tensor]]
+
+
+def _tried(
+    experts: Experts, count: int, top_k: int, hidden: int, device: torch.device
+) -> tuple[Weighing | None, Tried]:
+    """How weights count; and rows, an expert, and what it makes of them with a weight of one."""
     generator = torch.Generator(device).manual_seed(1)
     rest = torch.randn(count, hidden, generator=generator, device=device)
 
@@ -116,31 +155,17 @@ def identify(
         weights[:ROWS, 0] = weight
         return experts(torch.cat([x, rest]), ids, weights)[:ROWS]
 
-    tried = []
+    tried: Tried = []
     weighing: Weighing | None = None
     for scale in SCALES:
         x = scale * torch.randn(ROWS, hidden, generator=generator, device=device)
         for e in {0, count // 2, count - 1}:
             weighing = weighing or _weighing(asked, x, e)
             if weighing is None:
-                return None
+                return None, []
             made, by = asked(x, e, 0.5, weighing), float(weighing.of(torch.tensor(0.5)))
             tried.append((by * x, e, made) if weighing.on_input else (x, e, made / by))
-    assert weighing
-    get = tensors.__getitem__
-    acts = activations(numbers)
-    plain = len(Act)
-    for some in (acts[:plain], acts[plain:]):
-        for up, down, up_bias, down_bias, gated in _candidates(found, hidden):
-            pairs = []
-            for x, e, wanted in tried:
-                up_of = torch.cat([piece.one(get, e) for piece in up])
-                bias = torch.cat([piece.one(get, e) for piece in up_bias]) if up_bias else None
-                pairs.append((e, F.linear(x, up_of, bias), wanted))
-            made = _form(pairs, down, down_bias, gated, some, get)
-            if made:
-                return replace(_written(count, up, down, up_bias, down_bias, made), weighing=weighing)
-    return None
+    return weighing, tried
 
 
 def _weighing(asked: Callable[[Tensor, int, float, Weighing], Tensor], x: Tensor, e: int) -> Weighing | None:
@@ -163,16 +188,13 @@ def _form(
     gated: bool,
     acts: list[ActAttrs],
     get: Callable[[str], Tensor],
+    end: Rows,
 ) -> ActAttrs | None:
+    def made(attrs: ActAttrs, e: int, up: Tensor) -> Tensor:
+        return end(F.linear(activation(attrs, up), down.one(get, e), down_bias.one(get, e) if down_bias else None))
+
     for attrs in acts:
-        if attrs.fn.gated is not gated:
-            continue
-        if all(
-            close(
-                F.linear(activation(attrs, up), down.one(get, e), down_bias.one(get, e) if down_bias else None), wanted
-            )
-            for e, up, wanted in pairs
-        ):
+        if attrs.fn.gated is gated and all(close(made(attrs, e, up), wanted) for e, up, wanted in pairs):
             return attrs
     return None
 

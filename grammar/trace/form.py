@@ -21,15 +21,22 @@ def form(module: nn.Module, seam: Seam, hidden: int, top_k: int, device: torch.d
     numbers = module_numbers(owner)
     # What an activation computes with is no whole number by its type, what counts experts is.
     real = {n for n in numbers if isinstance(n, float)}
+    posts = {prefix + name: child for name, child in owner.named_modules() if name and _is_post(child)}
     for count in _counts(tensors, {n for n in numbers if isinstance(n, int)}, top_k):
         with torch.no_grad():
             try:
-                ffn = identify(seam.experts, tensors, count, top_k, hidden, real, device)
+                ffn = identify(seam.experts, tensors, count, top_k, hidden, real, device, posts)
             except (IndexError, RuntimeError, TypeError, ValueError):
                 continue  # not so many experts: the module's own code cannot take their numbers
         if ffn:
             return ffn
     return None
+
+
+def _is_post(module: nn.Module) -> bool:
+    """Whether a module may stand behind experts: it has vectors only, as a norm or a scale of columns has."""
+    parameters = list(module.parameters())
+    return bool(parameters) and all(p.ndim == 1 for p in parameters) and type(module).forward is not nn.Module.forward
 
 
 def identities(seam: Seam, ffn: Ffn, every: int, hidden: int, top_k: int, device: torch.device) -> bool:

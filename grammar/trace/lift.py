@@ -88,19 +88,18 @@ def lift(module: nn.Module, captured: Captured, inputs: Inputs) -> Lifted:
             raise unknown_experts(module, captured)
         ffn = replace(ffn, identities=every - ffn.experts)
     router = None
-    if not captured.seam.partial and not ffn.weighing.on_input:
+    if not captured.seam.partial and ffn.plain:
         samples = [(values[0], values[1], ffn.weighing.of(values[2])) for values in looked]
         numbers = numbers_in(list(behind)) | _module_numbers(graph, behind)
         router = router_of.identify(samples, read, ffn.every, numbers)
-    if ffn.weighing.on_input:
-        notes.append(
-            "weights count on the input of experts: each copy is a token of its own, and the router is captured"
-        )
+    if not ffn.plain:
+        why = f"`{ffn.post}` stands behind each expert" if ffn.post else "weights multiply what goes to experts"
+        notes.append(f"{why}: each copy is a token of its own, and the router runs as captured")
     elif router is None:
         notes.append("the router is none that `route` can say: it runs as captured")
     found: list[shared_of.Shared] = []
     before = ancestors(x)
-    for i, (_, branch) in enumerate(() if ffn.weighing.on_input else branches):
+    for i, (_, branch) in enumerate(branches if ffn.plain else ()):
         made = ancestors(branch) - before
         pairs = [(values[0], values[3 + i].reshape(-1, values[3 + i].shape[-1])) for values in looked]
         tensors = {n: t for n, t in read_by(graph, made).items() if t.is_floating_point()}
@@ -117,7 +116,7 @@ def lift(module: nn.Module, captured: Captured, inputs: Inputs) -> Lifted:
         tuple(node_span(add) for add, _ in branches),
     )
     partial = captured.seam.partial
-    copies = top_k if ffn.weighing.on_input else 1
+    copies = 1 if ffn.plain else top_k
     lifted = Lifted(
         hidden, top_k // copies, ffn, router, tuple(found), places, tuple(notes), captured.pick, partial, copies
     )
@@ -144,8 +143,8 @@ def cut(captured: Captured, lifted: Lifted) -> GraphModule:
     with made.inserting_before(node):
         if not lifted.router and lifted.ffn.weighing.sigmoid:
             weights = made.call_method("sigmoid", (made.call_method("float", (weights,)),))
-        if lifted.ffn.weighing.on_input:
-            layer = _copies(made, x, ids, weights, lifted.copies)
+        if not lifted.ffn.plain:
+            layer = _apart(made, x, ids, weights, lifted)
         else:
             layer = made.call_module(LAYER, (x,) if lifted.router else (x, ids, weights))
     for add, branch in added:
@@ -155,21 +154,31 @@ def cut(captured: Captured, lifted: Lifted) -> GraphModule:
     node.replace_all_uses_with(layer)
     made.erase_node(node)
     captured.graph.add_submodule(LAYER, nn.Identity())
+    if lifted.ffn.post:
+        captured.graph.add_submodule(lifted.ffn.post, captured.module.get_submodule(lifted.ffn.post))
     module = GraphModule(captured.graph, made)
     module.graph.eliminate_dead_code()
     module.recompile()
     return GraphModule(module, module.graph)  # without the parameters that nothing reads any more
 
 
-def _copies(made: Graph, x: Node, ids: Node, weights: Node, copies: int) -> Node:
-    """The layer on copies that are weighted before they go to their one expert, and the sum of each token's."""
+def _apart(made: Graph, x: Node, ids: Node, weights: Node, lifted: Lifted) -> Node:
+    """The layer on copies, each with its one expert; they are weighted before or behind it, and then summed."""
     column = made.call_method("type_as", (made.call_method("unsqueeze", (weights, -1)), x))
-    rows = made.call_function(operator.mul, (made.call_method("unsqueeze", (x, 1)), column))
-    flat = made.call_method("flatten", (rows, 0, 1))
+    rows = made.call_method("unsqueeze", (x, 1))
+    if lifted.ffn.weighing.on_input:
+        rows = made.call_function(operator.mul, (rows, column))
+    else:
+        rows = made.call_method("expand", (rows, -1, lifted.copies, -1))
     each = made.call_method("reshape", (ids, -1, 1))
     ones = made.call_function(torch.ones_like, (made.call_method("reshape", (weights, -1, 1)),))
-    back = made.call_module(LAYER, (flat, each, ones))
-    return made.call_method("sum", (made.call_method("unflatten", (back, 0, (-1, copies))), 1))
+    back = made.call_module(LAYER, (made.call_method("flatten", (rows, 0, 1)), each, ones))
+    if lifted.ffn.post:
+        back = made.call_module(lifted.ffn.post, (back,))
+    back = made.call_method("unflatten", (back, 0, (-1, lifted.copies)))
+    if not lifted.ffn.weighing.on_input:
+        back = made.call_function(operator.mul, (back, column))
+    return made.call_method("sum", (back, 1))
 
 
 def copied(graph: Graph, copies: dict[Any, Any] | None = None) -> Graph:

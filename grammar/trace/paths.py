@@ -61,7 +61,7 @@ def capture(module: nn.Module, inputs: Inputs, dtype: torch.dtype, pick: int = -
         nodes = experts_nodes(graph.graph)
         if len(nodes) != 1:
             raise _refusal(module, f"calls its experts {len(nodes)} times")
-        yield Captured(graph, nodes[0], seam, how)
+        yield Captured(module, graph, nodes[0], seam, how)
 
 
 def _graph(module: nn.Module, inputs: Inputs, dtype: torch.dtype) -> tuple[GraphModule, str]:
@@ -97,7 +97,7 @@ def _written_out(module: nn.Module, inputs: Inputs, dtype: torch.dtype, pick: in
         x, ids = (node.meta["example"] for node in four[:2])
         ffn = None if pick >= 0 else form(module, seam, x.shape[1], ids.shape[1], x.device)
         if ffn or pick >= 0:
-            return Captured(graph, replaced(graph, four, seam.site), seam, "torch.fx", i, ffn)
+            return Captured(module, graph, replaced(graph, four, seam.site), seam, "torch.fx", i, ffn)
     what = "chooses no experts: nothing in it is the numbers of each token's experts, int64 [tokens, k]"
     if tried:
         what = "has experts that epsc cannot tell from the rest of its code"
