@@ -30,12 +30,12 @@ class Collectives(Ops):
         if x.type.shape[0] != TOKENS:
             self.faults.add("bad-argument", f"every rank of ep must have these tokens, not {x.type}", call.span)
             return None
-        if route.attrs.threshold > 0:
+        if route.partial:
             self.faults.add(
                 "bad-argument",
                 "of this route some copies go nowhere, which `select_local` does not know of",
                 call.args[1].span,
-                help="leave out the `threshold`, or write `dispatch`",
+                help="leave out the `threshold` or `partial`, or write `dispatch`",
             )
             return None
         self._check_shared(route.attrs.experts, route.span)

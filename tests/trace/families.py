@@ -186,7 +186,7 @@ def _config(kind: type, left_out: frozenset[str]) -> Any:
     for key in TINY.keys() - left_out:
         try:
             value = getattr(plain, key)
-        except Exception:  # it has none, or one for each layer
+        except (AttributeError, RuntimeError):  # it has none, or one for each layer
             continue
         known[key] = [TINY[key]] * len(value) if isinstance(value, list) else TINY[key]
     config = kind(**known)

@@ -239,3 +239,113 @@ STYLES: tuple[type[nn.Module], ...] = (
     Named,
     Dense,
 )
+
+
+class Stack(nn.Module):
+    """Experts in stacked weights behind a router of `CHOICES`, called with what the router decides."""
+
+    CHOICES = EXPERTS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(HIDDEN, self.CHOICES, bias=False)
+        self.experts = StackedExperts(self.CHOICES)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        x = hidden.view(-1, hidden.shape[-1])
+        weights, ids = self.router(x).softmax(-1).topk(TOP_K, dim=-1)
+        made: Tensor = self.experts(x, ids, weights)
+        return made.view(hidden.shape)
+
+
+class StackedExperts(nn.Module):
+    """The first `EXPERTS` of those that a token chooses from; what is beyond them hands its tokens back (LongCat)."""
+
+    def __init__(self, choices: int) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(choices, INNER, HIDDEN))
+        self.down = nn.Parameter(torch.randn(EXPERTS, HIDDEN, INNER))
+        self.choices = choices
+
+    def one(self, e: int, x: Tensor) -> Tensor:
+        return F.linear(F.relu(F.linear(x, self.up[e])), self.down[e])
+
+    def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for e in range(self.choices):
+            rows, slot = torch.where(ids == e)
+            made = self.one(e, x[rows]) if e < EXPERTS else x[rows]
+            out.index_add_(0, rows, made * weights[rows, slot, None])
+        return out
+
+
+class Identities(Stack):
+    """Of six that a token chooses from, two do nothing; the first weights have rows for them all the same."""
+
+    CHOICES = EXPERTS + 2
+
+
+class Normed(Stack):
+    """A norm behind each expert, before its weight (Muse)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = NormedExperts(EXPERTS)
+
+
+class NormedExperts(StackedExperts):
+    def __init__(self, choices: int) -> None:
+        super().__init__(choices)
+        self.norm = nn.LayerNorm(HIDDEN)
+
+    def one(self, e: int, x: Tensor) -> Tensor:
+        made: Tensor = self.norm(super().one(e, x))
+        return made
+
+
+class Full(nn.Module):
+    """A capacity: what is beyond five tokens of an expert is dropped, and a mask says what is not (Switch)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(HIDDEN, EXPERTS)
+        self.experts = MaskedExperts()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        x = hidden.view(-1, hidden.shape[-1])
+        weights, ids = self.router(x).softmax(-1).topk(TOP_K, dim=-1)
+        mask = F.one_hot(ids, EXPERTS)
+        mask = mask * (mask.cumsum(0) <= 5)
+        made: Tensor = self.experts(x, mask, weights)
+        return made.view(hidden.shape)
+
+
+class MaskedExperts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(Expert() for _ in range(EXPERTS))
+
+    def forward(self, x: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            rows, slot = torch.where(mask[:, :, e])
+            out.index_add_(0, rows, expert(x[rows]) * weights[rows, slot, None])
+        return out
+
+
+class OnInput(nn.Module):
+    """Weights multiply what goes to an expert; all experts run on all tokens, most of them on zeros (Llama 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(HIDDEN, EXPERTS, bias=False)
+        self.up = nn.Parameter(torch.randn(EXPERTS, HIDDEN, INNER))
+        self.down = nn.Parameter(torch.randn(EXPERTS, INNER, HIDDEN))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        x = hidden.reshape(-1, hidden.shape[-1])
+        logits, ids = self.router(x).topk(TOP_K, dim=-1)
+        scores = torch.full((len(x), EXPERTS), -torch.inf, dtype=x.dtype, device=x.device)
+        scores = scores.scatter(1, ids, logits).float().sigmoid().to(x.dtype)
+        rows = x.unsqueeze(0) * scores.T.unsqueeze(-1)
+        return torch.bmm(F.gelu(torch.bmm(rows, self.up)), self.down).sum(0).view(hidden.shape)
