@@ -17,7 +17,7 @@ import torch
 import epsc
 from epsc import driver
 from epsc.cli import main
-from epsc.commands.pictures import html
+from epsc.commands.pictures import html, trace
 from epsc.grammar import format_spec, parse
 from epsc.ir.source import Source
 from epsc.render.html.page import unpack
@@ -94,6 +94,14 @@ def test_the_json_plan_holds_them(plan: driver.Plan) -> None:
     nodes = json.loads(text)["schedule"]["graph"]["nodes"]
     assert all(node["places"][0]["file"].endswith("styles.py") for node in nodes)
     assert plan_json(plan_parse(text)) == text
+
+
+def test_the_trace_holds_them(plan: driver.Plan) -> None:
+    slices = [event for event in json.loads(trace(plan))["traceEvents"] if event["ph"] == "X"]
+    assert {event["name"] for event in slices} == {step.key for step in plan.schedule.steps}
+    for event in slices:
+        places = plan.schedule.node(plan.schedule.step[event["name"]]).places
+        assert event["args"]["python"] == "; ".join(place.comment for place in places)
 
 
 def test_the_program_says_them_above_each_step(plan: driver.Plan) -> None:
