@@ -101,6 +101,29 @@ class ExampleTracer(Tracer):
     def proxy(self, node: Node) -> Proxy:
         return Example(node, self)
 
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        """What the op gives. One that writes into its first argument, or into `out`, works on a copy, and the argument
+        becomes its result."""
+        into = kwargs.get("out") if kind == "call_function" else None
+        if isinstance(into, Example):
+            kwargs = {name: value for name, value in kwargs.items() if name != "out"}
+        elif args and isinstance(args[0], Example) and self._writes(kind, target, kwargs):
+            into = args[0]
+            args = (super().create_proxy("call_method", "clone", (into,), {}), *args[1:])
+        made = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        if not isinstance(into, Example):
+            return made
+        into.node = made.node
+        return into
+
+    def _writes(self, kind: str, target: Any, kwargs: Any) -> bool:
+        """Whether an op writes into its first argument: `relu_`, `relu(.., inplace=True)`, `nn.ReLU(inplace=True)`."""
+        if kind == "call_module":
+            return getattr(self.root.get_submodule(str(target)), "inplace", False) is True
+        name = getattr(target, "__name__", "") if kind == "call_function" else ""
+        known = str(getattr(target, "__module__", "") or "torch").startswith("torch")
+        return kwargs.get("inplace") is True or (known and name.endswith("_") and not name.endswith("__"))
+
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Node:
         node = super().create_node(kind, target, args, kwargs, *rest, **more)
         if kind != "output":
