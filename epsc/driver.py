@@ -248,6 +248,16 @@ def plan(layer: Layer, schedule: str | None = None) -> Plan:
     return plan_range(layer, ranges[0])
 
 
+def plan_at(layer: Layer, schedule: str | None, tokens: int) -> Plan:
+    """As `plan`; of a schedule with plans by load the one that is taken when the fullest rank has so many tokens, for
+    that load alone. Raises EpsError."""
+    decl = named(layer, schedule)
+    if not (decl.by_load or decl.by_tokens):
+        return plan(layer, schedule)
+    part = next(each for each in ranges_in(layer, decl) if tokens <= each.load[1])
+    return plan_range(layer, Range((tokens, tokens), replace(part.decl, name=decl.name)))
+
+
 def ranges_in(layer: Layer, decl: ScheduleDecl) -> tuple[Range, ...]:
     """Which schedule `decl` takes at which load. Raises EpsError."""
     faults = Faults()

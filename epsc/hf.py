@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from epsc import driver
+from epsc import plans
 from epsc.api.backend import backend
 from epsc.api.compiling import Load, planned, ranks_of, weights_of
 from epsc.api.machines import nodes_of
@@ -132,8 +132,8 @@ def prepare(experts: nn.Module, hidden: Tensor, ids: Tensor) -> None:
     ranks = ranks_of(experts, _settings.group)
     traced = _traced(experts, hidden.shape[-1], ids.shape[-1])
     nodes = nodes_of(_settings.group, ranks)
-    plan = planned(traced, ranks, _settings.schedule, _settings.tokens, hidden.device, nodes)
-    found = runner(driver.write(plan), _settings.group, hidden.device, traced.dtype)
+    made = planned(traced, ranks, _settings.schedule, _settings.tokens, hidden.device, nodes)
+    found = runner(plans.write(made), _settings.group, hidden.device, traced.dtype)
     state = State.of(traced, dist.get_rank(_settings.group) if ranks > 1 else 0, ranks)
     layer = Layer(found, weights_of(traced, state, state.reader(traced.module, None), hidden.device))
     for weight in traced.weights:

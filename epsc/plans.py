@@ -173,6 +173,20 @@ def _measured(entry: lock.Entry, known: Sequence[Candidate]) -> list[float]:
     return [max(each, times[won]) for each in times]
 
 
+def loads_of_auto(layer: driver.Layer, schedule: str) -> tuple[int, ...]:
+    """The loads at which a schedule asks `auto`. Raises EpsError where it does not."""
+    from epsc.passes.auto_by_tokens import loads_between  # noqa: PLC0415 - as above
+
+    decl = driver.named(layer, schedule)
+    if decl.by_tokens:
+        return loads_between(*layer.load)
+    found = tuple(part.load[1] for part in driver.ranges_in(layer, decl) if part.decl.auto)
+    if not found:
+        message = f"`{schedule}` does not ask `auto`: there is nothing to tune"
+        raise EpsError(Diagnostic("not-auto", message, decl.span, help="name one with `= auto`, or none"))
+    return found
+
+
 def check(source: Source, options: driver.Options | None = None) -> tuple[driver.Layer, list[driver.Plan], list[Plans]]:
     """As `driver.check`, and the schedules that take others by load: what their plans share. Of a range that `auto`
     plans that is found when it is compiled."""

@@ -30,10 +30,11 @@ def ranges_of(
 ) -> tuple[Range, ...]:
     """The ranges of `decl` that meet `load`, without gaps, from the least; of one that takes no others a single one.
 
-    Limits beyond the load that the file is for are faults. Those beyond what `-D tokens` asks for are not.
+    Limits beyond the load that the file is for are faults. Those beyond what `-D tokens` asks for are not, nor any
+    where only one load is asked for.
     """
     known = {"serial": SERIAL, **{each.name: each for each in schedules}}
-    tell = Faults() if numbers.replaced(LOAD_KEY) is not None else faults
+    tell = Faults() if numbers.replaced(LOAD_KEY) is not None or load[0] == load[1] else faults
     return _ranges(decl, known, numbers, load, (), faults, tell)
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from epsc import driver
+from epsc import driver, plans
 from epsc.api.call import Call
 from epsc.api.machines import nodes_of
 from epsc.api.refuse import check_module, refusal
@@ -30,11 +30,11 @@ Given = Mapping[str, Tensor] | str | Path
 class Compiled(nn.Module):
     """What `compile` gives: the block's signature, results and state dict; its experts are this rank's."""
 
-    def __init__(self, traced: Traced, plan: driver.Plan, around: GraphModule, found: Runner, state: State) -> None:
+    def __init__(self, traced: Traced, made: plans.Plans, around: GraphModule, found: Runner, state: State) -> None:
         super().__init__()
         self.traced = (traced.spec, traced.lifted, type(traced.module).__name__)
         self.call = Call.of(traced.module, traced.inputs.example)
-        self.plan = plan
+        self.plans = made
         self.around = around
         self.runner_of = (found,)
         self.state = state
@@ -44,16 +44,32 @@ class Compiled(nn.Module):
     @property
     def program(self) -> str:
         """The text of the program that runs."""
-        return driver.write(self.plan).text
+        return plans.write(self.plans).text
+
+    @property
+    def most(self) -> int | None:
+        """Tokens of the rank that has most in the passes to come, alike on all ranks: it decides between plans by load.
+        Where it is None the ranks ask each other in every pass, and the host waits for the device."""
+        return self._layer.most
+
+    @most.setter
+    def most(self, tokens: int | None) -> None:
+        self._layer.most = tokens
+
+    @property
+    def _layer(self) -> Layer:
+        layer = self.around.get_submodule(LAYER)
+        assert isinstance(layer, Layer)
+        return layer
 
     @property
     def text(self) -> str:
         """The layer and its schedule, as a `.eps` file."""
-        return self.plan.layer.source.text
+        return self.plans.layer.source.text
 
     def extra_repr(self) -> str:
-        schedule = self.plan.schedule
-        return f"{self.traced[2]} as {self.plan.layer.graph.name}, schedule {schedule.name}, ep = {schedule.ep}"
+        layer, ep = self.plans.layer, self.plans.parts[0].schedule.ep
+        return f"{self.traced[2]} as {layer.graph.name}, schedule {self.plans.name}, ep = {ep}"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.training:
@@ -78,7 +94,8 @@ def compile(
 ) -> Compiled:
     """A module that stands in for the MoE block `module`, with its experts shared by the ranks of `group`.
 
-    `schedule`: `auto`, directives such as `split sent, h, back by expert_group into 4`, or nothing for serial.
+    `schedule`: `auto`, `auto by tokens`, directives such as `split sent, h, back by expert_group into 4`, schedules as
+    a file has them, of which the first is taken, or nothing for serial.
     `tokens`: the load per rank that is planned for. `weights`: a `.safetensors` file, a folder of them or a state dict,
     for a module on the meta device: each rank reads the experts that are its own. To be called on all ranks of `group`.
     """
@@ -99,8 +116,8 @@ def stand_in(
     """The module that runs a traced block."""
     traced.check_unchanged()
     at = torch.device(device) if device else traced.inputs.rows.device
-    plan = planned(traced, ranks, schedule, tokens, at, nodes_of(group, ranks))
-    found = runner(driver.write(plan), group, at, traced.dtype)
+    made = planned(traced, ranks, schedule, tokens, at, nodes_of(group, ranks))
+    found = runner(plans.write(made), group, at, traced.dtype)
     rank = dist.get_rank(group) if ranks > 1 else 0
     state = State.of(traced, rank, ranks)
     get = state.reader(traced.module, weights)
@@ -108,7 +125,7 @@ def stand_in(
     state.keep_behind(get)
     state.fill(around, get, at)
     around.set_submodule(LAYER, Layer(found, weights_of(traced, state, get, at)))
-    return Compiled(traced, plan, around, found, state)
+    return Compiled(traced, made, around, found, state)
 
 
 def weights_of(traced: Traced, state: State, get: Get, device: torch.device) -> dict[str, Tensor]:
@@ -135,14 +152,14 @@ def _kept(traced: Traced, name: str, weight: Tensor) -> Tensor:
 
 def planned(
     traced: Traced, ranks: int, schedule: str | None, tokens: Load | None, device: torch.device, nodes: int = 1
-) -> driver.Plan:
-    """The proven plan of a traced block. Raises EpsError, at the user's Python."""
+) -> plans.Plans:
+    """The proven plans of a traced block. Raises EpsError, at the user's Python."""
     low, high = (tokens, tokens) if isinstance(tokens, int) else tokens or (1, 4096)
     low, high = low * traced.lifted.copies, high * traced.lifted.copies
     more = f"tokens {low} .. {high}\n{_schedule(schedule)}"
     layer = traced.layer(driver.Options({"ep": str(ranks), "nodes": str(nodes), "device": _device(device)}), more)
     try:
-        return driver.plan(layer)
+        return plans.plans(layer)
     except EpsError as error:
         raise retold(error, layer.source.text, traced.spec) from None
 
@@ -150,8 +167,8 @@ def planned(
 def _schedule(schedule: str | None) -> str:
     if not schedule or schedule == "serial":
         return "schedule serial { }"
-    if schedule == "auto":
-        return "schedule best = auto"
+    if schedule in ("auto", "auto by tokens"):
+        return f"schedule best = {schedule}"
     return schedule if schedule.lstrip().startswith("schedule ") else f"schedule given {{\n{schedule}\n}}"
 
 

@@ -36,6 +36,16 @@ class Runner:
     """Attribute of each weight, by its name."""
     group: dist.ProcessGroup | None
 
+    @property
+    def several(self) -> bool:
+        """Whether the layer has several plans, by load."""
+        return hasattr(self.layer, "plans")
+
+    @property
+    def taken(self) -> Any:
+        """What ran last: the layer, or one of its plans."""
+        return self.layer.plan if self.several else self.layer
+
 
 def load_program(program: Program) -> ModuleType:
     """The program as a Python module; its text is in a file, so that tracebacks show it."""
@@ -82,6 +92,8 @@ class Layer(nn.Module):
     def __init__(self, found: Runner, weights: dict[str, Tensor]) -> None:
         super().__init__()
         self.found = (found,)  # in a tuple: its parameters are not parts of this module
+        self.most: int | None = None
+        """Tokens of the rank that has most, where that is known: plans by load are chosen by it."""
         for name, attribute in found.table.items():
             self.register_parameter(attribute, nn.Parameter(weights[name], requires_grad=False))
 
@@ -90,7 +102,8 @@ class Layer(nn.Module):
         return self.found[0]
 
     def forward(self, x: Tensor, ids: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
-        layer = self.runner.layer
+        runner = self.runner
+        layer = runner.layer
         if torch.is_grad_enabled() and x.requires_grad:
             raise refusal(
                 "gradients",
@@ -104,5 +117,5 @@ class Layer(nn.Module):
             given += [ids.to(torch.int64).contiguous(), weights.to(torch.float32).contiguous()]
         # The plan says in which dtype each op runs. What the layer keeps from pass to pass is used in either mode.
         with torch.autocast(x.device.type, enabled=False), torch.inference_mode(False), torch.no_grad():
-            made: Tensor = layer(*given)
+            made: Tensor = layer(*given, **({"most": self.most} if runner.several else {}))
         return made.to(x.dtype)

@@ -48,7 +48,7 @@ def compile_all(
 ) -> list[dict[str, Any]]:
     """Write the programs and their manifest; what it says of each program.
 
-    `wanted`: None for every schedule that is not auto. `refused` is told of those that cannot be had.
+    `wanted`: None for every schedule that is one plan, as it is written. `refused` is told of those that cannot be had.
     """
     programs: list[dict[str, Any]] = []
     head: dict[str, Any] | None = None
@@ -59,7 +59,7 @@ def compile_all(
             message = f"what is measured has each expert on one rank, and the file says etp = {layer.cluster.mesh.etp}"
             raise EpsError(Diagnostic("mesh", message, help="-D etp=1"))
         head = head or _head(layer.said)
-        named = wanted or [Wanted.parse(decl.name) for decl in layer.schedules if not decl.auto]
+        named = wanted or [Wanted.parse(decl.name) for decl in layer.schedules if not (decl.auto or decl.by_load)]
         for each in named:
             try:
                 own = driver.understand(source, replace(given, defines={**given.defines, **each.defines}))

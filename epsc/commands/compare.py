@@ -156,7 +156,7 @@ def _entries(
             if only and name not in only:
                 continue
             try:
-                plan = driver.plan(placed, name)
+                plan = driver.plan_at(placed, name, placed.load[1])
             except EpsError as error:
                 if named or only:
                     raise

@@ -46,7 +46,7 @@ def _side(what: str, given: dict[str, Any]) -> Any:
         return _from_json(Path(what), given)
     name, _, schedule = what.rpartition(":") if ":" in what else (what, "", "")
     layer = driver.understand(driver.read(Path(name)), options_of(given))
-    plan = driver.plan(layer, schedule or None)
+    plan = driver.plan_at(layer, schedule or None, layer.load[1])
     report((*layer.warnings, *plan.warnings))
     return pictures.side(plan)
 

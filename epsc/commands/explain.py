@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import click
 
-from epsc import driver
+from epsc import driver, plans
 from epsc.commands.options import compile_options, file_argument, options_of, schedule_option
 from epsc.commands.report import report
 from epsc.ir.errors import Diagnostic, EpsError
@@ -38,15 +39,20 @@ NEAR = 8
 @click.option(
     "--skew", type=click.FloatRange(1), default=1.5, show_default=True, help="Rows of the busiest rank over the mean."
 )
-def explain(file: Path, schedule: str | None, measured: Path | None, skew: float, **given: Any) -> None:
+@click.option("--at", type=click.IntRange(0), metavar="TOKENS", help="Of plans by load the one for so many tokens.")
+def explain(file: Path, schedule: str | None, measured: Path | None, skew: float, at: int | None, **given: Any) -> None:
     """Say where the time of a plan goes, what is exposed and why, and which plans come next.
+
+    Of a schedule by load the plan for the most tokens, or for --at, and what plans take on both sides of each border.
 
     Everything is predicted for the file's highest load with balanced routing, from the cluster's profile; --measured
     holds the prediction against a measurement.
     """
     layer = driver.understand(driver.read(file), options_of(given))
-    plan = driver.plan(layer, schedule)
-    report((*layer.warnings, *plan.warnings))
+    made = plans.plans(layer, schedule)
+    plan = made.at(layer.load[1] if at is None else at)
+    layer = plan.layer
+    report((*layer.warnings, *made.warnings))
     load, cluster = layer.load[1], layer.cluster
     timeline = simulate(plan.schedule, cluster, load)
     asked = (
@@ -54,6 +60,7 @@ def explain(file: Path, schedule: str | None, measured: Path | None, skew: float
         or search(layer.said, layer.graph, layer.numbers, cluster, load, layer.options.pipeline)[1]
     )
     told = [
+        *_ranges(made, plan),
         *_head(plan, timeline),
         *_where(timeline),
         *_exposed(plan, timeline),
@@ -63,6 +70,20 @@ def explain(file: Path, schedule: str | None, measured: Path | None, skew: float
     if measured:
         told += _measured(measured, plan)
     click.echo("\n".join(told))
+
+
+def _ranges(made: plans.Plans, plan: driver.Plan) -> Iterator[str]:
+    """Of several plans: which is explained, and what they take where one gives way to the next."""
+    if len(made.parts) == 1:
+        return
+    yield f"{made.name}: {plans.told(made)}"
+    for below, above in pairwise(made.parts):
+        border = below.layer.load[1]
+        for load in (border, border + 1):
+            took = ((part, fastest(part.schedule, part.layer.cluster, load)[0]) for part in (below, above))
+            times = ", ".join(f"{part.schedule.name} {duration(seconds)}" for part, seconds in took)
+            yield f"  at {load:>6} tokens  {times}"
+    yield f"explained: {plan.schedule.name}, for {plans.loads(plan)}\n"
 
 
 def _head(plan: driver.Plan, timeline: Timeline) -> Iterator[str]:
@@ -163,7 +184,7 @@ def _measured(path: Path, plan: driver.Plan) -> Iterator[str]:
     yield "\npredicted against measured"
     for entry in found:
         tokens = max(entry["tokens"])
-        name, ms = entry["schedule"], float(entry["bench"]["median_ms"])
+        name, ms = entry.get("plan", entry["schedule"]), float(entry["bench"]["median_ms"])
         if name != plan.schedule.name or entry["ranks"] != plan.schedule.ep:
             raise EpsError(
                 Diagnostic(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from epsc import driver
@@ -37,9 +38,11 @@ def side(plan: driver.Plan, run: Measured | None = None, skew: float = 1.0) -> S
     return Side(name, plan.schedule, predicted(plan, skew), run, program, (plan.layer.source,))
 
 
-def html(plans: Sequence[driver.Plan], run: Measured | None = None, skew: float = 1.0) -> str:
-    """A page of plans of one layer, with a run of the first."""
+def html(plans: Sequence[driver.Plan], run: Measured | None = None, skew: float = 1.0, by_load: bool = False) -> str:
+    """A page of plans of one layer, with a run of the first. `by_load`: of one schedule, of which each load has one."""
     sides = [side(plan, run if i == 0 else None, skew) for i, plan in enumerate(plans)]
+    if by_load:
+        sides = [replace(each, range=plan.layer.load) for each, plan in zip(sides, plans, strict=True)]
     title = f"{plans[0].schedule.graph.name}: {' and '.join(each.name for each in sides)}"
     shown = [timeline for plan in plans for timeline in at_load(plan, plan.layer.load[1], skew)]
     return page(title, sides, "\n\n".join(map(gantt, shown)))

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from epsc import driver, lock
+from epsc import driver, lock, plans
 from epsc.commands.options import compile_options, file_argument, fits, here, options_of, warn_of_size
 from epsc.commands.report import EXIT_PROGRAM, count, report
 from epsc.ir.errors import Diagnostic, EpsError
@@ -54,6 +54,7 @@ class Result:
 @click.option(
     "--nproc", type=click.IntRange(1), help="Ranks; all GPUs of this machine by default, else up to 4 on CPU."
 )
+@click.option("-s", "--schedule", metavar="NAME", help="Tune for the loads at which this schedule asks `auto`.")
 @click.option("--tokens", metavar="N[,N...]", help="Tokens per rank to tune for; the file's highest load by default.")
 @click.option("--best", type=click.IntRange(1), default=4, show_default=True, help="Plans to measure besides serial.")
 @click.option("--iters", type=click.IntRange(15), default=30, show_default=True, help="Iterations of each measurement.")
@@ -62,6 +63,7 @@ class Result:
 def tune(
     file: Path,
     nproc: int | None,
+    schedule: str | None,
     tokens: str | None,
     best: int,
     iters: int,
@@ -73,7 +75,8 @@ def tune(
 
     Serial is always measured, and wins unless something is faster by more than the noise. What was measured is written
     to a lock file beside FILE, which `schedule NAME = auto` then takes its schedule from, for the same layer, device,
-    ranks and load (up to a power of two).
+    ranks and load (up to a power of two). With -s NAME that is done for each load at which a schedule by load asks
+    `auto`.
     """
     from epsc import launch  # noqa: PLC0415 - asks torch about GPUs
 
@@ -85,6 +88,10 @@ def tune(
     lock.load(path)  # a file that is no lock file is better refused before than after
     failed = False
     loads = _loads(tokens)
+    if schedule is not None:
+        if tokens is not None:
+            raise click.UsageError("--schedule says for which loads to tune, and so does --tokens: give one of them")
+        loads = [*plans.loads_of_auto(driver.understand(source, options_of(given, place)), schedule)]
     for load in loads:
         more = (f"tokens={load}",) if load is not None else ()
         layer = driver.understand(source, options_of(given, (*place, *more)))

@@ -107,7 +107,8 @@ def test_other_layers_are_refused_but_their_schedules_can_be_had() -> None:
         compare(str(EXAMPLE), str(PAPERS / "eps_moe.eps"), "-D", "hidden=4096")
     assert "--on" in str(caught.value)
     found = rows(str(PAPERS / "tutel.eps"), "--on", str(EXAMPLE), "-D", "degree=2", "-D", "tokens=4096")
-    assert set(found) == {"tutel", "serial"}
+    assert set(found) == {"tutel", "serial", "degree_2", "dictionary"}
+    assert found["dictionary"]["seconds"] == found["degree_2"]["seconds"]
     own = rows(str(EXAMPLE), "-s", "serial", "-D", "tokens=4096")
     assert {**found["serial"], "file": ""} == {**own["serial"], "file": ""}
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from epsc import driver, plans
 from epsc.cli import cli
+from epsc.ir.errors import EpsError
 from epsc.render.plan import plan_parse
 
 FILE = """
@@ -65,3 +67,29 @@ def test_inspect_shows_all_plans_or_that_for_a_load(path: Path) -> None:
     refused = CliRunner().invoke(cli, ["inspect", str(path), "--svg"])
     assert refused.exit_code == 2
     assert "give --at TOKENS" in refused.output
+
+
+def test_explain_says_what_plans_take_on_both_sides_of_a_border(path: Path) -> None:
+    said = run("explain", path, "--at", 5).splitlines()
+    assert said[0] == "serving: `decode` for 1 to 8 tokens, `serial` for 9 to 100 tokens"
+    assert [line.split()[:3] for line in said[1:3]] == [["at", "8", "tokens"], ["at", "9", "tokens"]]
+    assert said[3] == "explained: decode, for 1 to 8 tokens"
+    assert said[5].startswith("decode, 8 tokens per rank")
+    assert "explained: serial, for 9 to 100 tokens" in run("explain", path)
+
+
+def test_compare_and_diff_take_the_plan_for_the_load(path: Path) -> None:
+    found = {row["name"]: row for row in json.loads(run("compare", path, "--json"))["schedules"]}
+    few = {row["name"]: row for row in json.loads(run("compare", path, "-D", "tokens=8", "--json"))["schedules"]}
+    assert few["serving"]["seconds"] == few["decode"]["seconds"]
+    assert found["serving"]["seconds"] != found["decode"]["seconds"]
+    assert "serving" in run("diff", f"{path}:serving", ":decode")
+
+
+def test_tune_asks_for_the_loads_of_auto(path: Path) -> None:
+    path.write_text(FILE.replace("else serial", "else auto") + "schedule found = auto by tokens")
+    layer = driver.understand(driver.read(path))
+    assert plans.loads_of_auto(layer, "serving") == (100,)
+    assert plans.loads_of_auto(layer, "found") == (1, 2, 4, 8, 16, 32, 64, 100)
+    with pytest.raises(EpsError, match="`decode` does not ask `auto`"):
+        plans.loads_of_auto(layer, "decode")

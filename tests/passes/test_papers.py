@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from epsc import driver
+from epsc import driver, plans
 from epsc.ir.amount import Amount
 from epsc.ir.attrs import CallAttrs
 from epsc.ir.dims import Axis
@@ -57,6 +57,17 @@ def test_tutel() -> None:
     assert max(dispatches) < min(combines)
     assert {made.step[made.steps[i].key].lane for i in (*dispatches, *combines)} == {"transfer"}
     assert Happens.of(made).beside("h[tokens:0/4]", "sent.all2all[tokens:3/4]")
+
+
+def test_tutel_looks_its_degree_up_by_load() -> None:
+    layer = driver.understand(driver.read(PAPERS / "tutel.eps"))
+    made = plans.plans(layer, "dictionary")
+    degrees = [
+        (part.layer.load, len([step for step in part.schedule.steps if step.node == "sent.all2all"]))
+        for part in made.parts
+    ]
+    assert degrees == [((512, 1024), 1), ((1025, 4096), 2), ((4097, 16384), 4)]
+    assert made.parts[2].schedule.steps == planned("tutel").steps
 
 
 def test_tutel_in_two_levels() -> None:

@@ -43,7 +43,7 @@ def example_schedules() -> tuple[Made, ...]:
                 found += [
                     Made(f"{path.name} schedule {decl.name} preset {preset} ep {ep}", driver.plan(layer, decl.name))
                     for decl in layer.schedules
-                    if not decl.auto
+                    if not (decl.auto or decl.by_load)
                 ]
     return tuple(found)
 

@@ -347,3 +347,30 @@ def test_no_serious_fault_of_accessibility(chromium: Any, tmp_path: Path, scheme
         "async () => (await axe.run()).violations.map((v) => [v.impact, v.id, v.nodes[0].html])"
     )
     assert [each for each in found if each[0] in ("serious", "critical")] == []
+
+
+def test_a_switch_shows_the_plan_of_each_range_of_load(chromium: Any, tmp_path: Path) -> None:
+    few, many = side(2, "few"), side(4, "many")
+    few = replace(few, range=(512, LOADS[0]), predicted=few.predicted[:1])
+    many = replace(many, range=(LOADS[0] + 1, LOADS[1]), predicted=many.predicted[1:])
+    shown = Shown(chromium, page("by load", [few, many]), tmp_path)
+    buttons = shown.page.locator("#plans button")
+    assert buttons.all_inner_texts() == [f"few: 512 to {LOADS[0]}", f"many: {LOADS[0] + 1} to {LOADS[1]}"]
+
+    def expect(plan: Any, pressed: list[str]) -> None:
+        assert [each.get_attribute("aria-pressed") for each in buttons.all()] == pressed
+        keys = shown.page.evaluate("epsc.timelines.map((each) => each.side.steps.map((step) => step.key))")
+        assert keys == [[step.key for step in plan.schedule.steps]]
+        lanes = shown.page.evaluate("epsc.timelines[0].side.plan.schedule.lanes.map((lane) => lane.name)")
+        assert lanes == [lane.name for lane in plan.schedule.lanes]
+        assert shown.page.locator("#panels .panel").count() == 1
+        assert shown.page.locator("#tables > div:not([hidden])").count() == 1
+
+    expect(many, ["false", "true"])
+    buttons.nth(0).focus()
+    shown.page.keyboard.press("Enter")
+    expect(few, ["true", "false"])
+    assert shown.page.locator("#said").inner_text() == f"{LOADS[0]} tokens per rank, plan few"
+    shown.page.locator(f"#loads button[data-load='{LOADS[1]}']").click()
+    expect(many, ["false", "true"])
+    assert not shown.said

@@ -36,12 +36,31 @@ def test_a_stand_in_gives_what_the_block_gives(kind: type[nn.Module]) -> None:
             assert off(compiled(x), wanted) < LIMIT
 
 
+def test_plans_by_load_are_one_program() -> None:
+    torch.manual_seed(0)
+    block = block_of("IndexAdd")
+    schedules = f"schedule serving = cut when tokens <= 9 else serial  schedule cut {{ {SPLIT} }}"
+    compiled = epsc.compile(block, schedule=schedules, tokens=(1, 200))
+    (runner,) = compiled.runner_of
+    for shape, plan in (((2, 4), "cut"), ((3, 40), "serial"), ((1, 9), "cut")):
+        x = torch.randn(*shape, HIDDEN)
+        with torch.no_grad():
+            assert off(compiled(x), block(x)) < LIMIT
+        assert runner.layer.plan.name == plan
+    compiled.most = 10
+    with torch.no_grad():
+        compiled(torch.randn(1, 4, HIDDEN))
+        assert runner.layer.plan.name == "serial"
+        with pytest.raises(ValueError, match="rank 0 has 12 tokens, and was told that no rank has more than 10"):
+            compiled(torch.randn(1, 12, HIDDEN))
+
+
 def test_between_machines_rows_travel_by_an_all2all() -> None:
     """Whatever is predicted to be faster on one; and who asks for more is told at the line that asks."""
     assert [equal_nodes(names) for names in ("aaaa", "aabb", "aab", "ab")] == [1, 2, 3, 2]
     traced, cpu = trace(block_of("IndexAdd"), None), torch.device("cpu")
     assert planned(traced, 4, "auto", 64, cpu, nodes=2).layer.cluster.nodes == 2
-    assert planned(traced, 4, ONE_SIDED, 64, cpu).schedule.capturable
+    assert planned(traced, 4, ONE_SIDED, 64, cpu).parts[0].schedule.capturable
     with pytest.raises(EpsError, match=r"`copy` cannot carry `sent`: .* the cluster has 2 nodes"):
         planned(traced, 4, ONE_SIDED, 64, cpu, nodes=2)
 

@@ -26,7 +26,7 @@ function showFacts(app) {
   body.replaceChildren();
   document.getElementById("facts-head").textContent = chosen ? "Step" : "What is exposed";
   if (!chosen) {
-    body.append(...app.state.sides.flatMap((side, at) => exposures(app, side, at)));
+    body.append(...app.state.sides.flatMap((side, at) => (here(app.state, side) ? exposures(app, side, at) : [])));
     body.append(element("p", { class: "hint" }, "Select a step in a timeline, the graph or the table to see its facts."));
     return;
   }
@@ -103,7 +103,7 @@ function showText(name, body, text, first, last, around) {
 }
 
 function showTexts(app) {
-  const at = app.state.selected ? app.state.selected.side : 0, side = app.state.sides[at];
+  const at = app.state.selected ? app.state.selected.side : firstHere(app.state), side = app.state.sides[at];
   const step = app.state.selected ? side.steps[app.state.selected.step] : null;
   const place = step && step.source ? step.source : [0, 0, 0];
   const source = side.sources[place[0]];
@@ -122,7 +122,7 @@ function showTexts(app) {
 const NODE = { height: 34, gapX: 14, gapY: 26, letter: 6.7 };
 
 function showGraph(app) {
-  const at = app.state.selected ? app.state.selected.side : 0, { graph, steps } = app.state.sides[at];
+  const at = app.state.selected ? app.state.selected.side : firstHere(app.state), { graph, steps } = app.state.sides[at];
   document.getElementById("graph").hidden = !graph;
   if (!graph) return;
   const body = document.getElementById("graph-body");

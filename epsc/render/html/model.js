@@ -24,6 +24,12 @@ function model(data) {
   return { ...data, loads, load: loads.length ? loads[loads.length - 1] : null, kinds, ranks: null, selected: null, hovered: null };
 }
 
+// Of plans by load only the one for the load that is shown is there.
+const here = (state, side) => !side.range || (side.range[0] <= state.load && state.load <= side.range[1]);
+
+// The side that is shown where none is chosen.
+const firstHere = (state) => Math.max(0, state.sides.findIndex((side) => here(state, side)));
+
 // The predictions of a side at the load that is shown: one, or one for each kind of ranks that is shown.
 const shownRuns = (state, side) => side.runs.filter((run) => run.load === state.load
   && (!state.ranks || !run.ranks || run.ranks === state.ranks));

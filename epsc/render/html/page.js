@@ -14,10 +14,11 @@ class App {
     this.pending = false;
     this.tables = this.state.sides.map((_, at) => stepTable(this, at));
     const box = document.getElementById("tables");
-    this.tables.forEach((each, at) => {
-      if (this.tables.length > 1) box.append(element("h3", {}, this.state.sides[at].name));
-      box.append(each.table);
+    this.boxes = this.tables.map((each, at) => {
+      const head = this.tables.length > 1 ? element("h3", {}, this.state.sides[at].name) : null;
+      return element("div", {}, head, each.table);
     });
+    box.append(...this.boxes);
     this.controls();
     this.build();
     showFacts(this);
@@ -46,6 +47,12 @@ class App {
     for (const load of this.state.loads) {
       loads.append(element("button", { type: "button", "data-load": `${load}`, onclick: () => this.setLoad(load) }, `${load}`));
     }
+    const plans = document.getElementById("plans"), byLoad = this.state.sides.filter((side) => side.range);
+    if (byLoad.length) plans.append(element("span", {}, "plan"));
+    for (const { name, range } of byLoad) {
+      plans.append(element("button", { type: "button", "data-from": `${range[0]}`, onclick: () => this.setLoad(range[1]) },
+        `${name}: ${range[0]} to ${range[1]}`));
+    }
     const ranks = document.getElementById("ranks"), kinds = this.state.kinds;
     for (const kind of kinds.length > 1 ? [null, ...kinds] : []) {
       ranks.append(element("button", { type: "button", "data-ranks": kind || "", onclick: () => this.setRanks(kind) }, kind || "all ranks"));
@@ -61,9 +68,14 @@ class App {
 
   setLoad(load) {
     this.state.load = load;
+    const { selected, sides } = this.state;
+    if (selected && !here(this.state, sides[selected.side])) this.state.selected = null;
     this.build();
     showFacts(this);
-    this.say(`${load} tokens per rank`);
+    showTexts(this);
+    showGraph(this);
+    const plan = sides.find((side) => side.range && here(this.state, side));
+    this.say(`${load} tokens per rank${plan ? `, plan ${plan.name}` : ""}`);
   }
 
   setRanks(kind) {
@@ -81,10 +93,16 @@ class App {
     for (const button of document.querySelectorAll("#ranks button")) {
       button.setAttribute("aria-pressed", button.dataset.ranks === (this.state.ranks || ""));
     }
+    const plan = this.state.sides.find((side) => side.range && here(this.state, side));
+    for (const button of document.querySelectorAll("#plans button")) {
+      button.setAttribute("aria-pressed", button.dataset.from === `${plan && plan.range[0]}`);
+    }
     this.timelines = [];
     const box = document.getElementById("panels");
     box.replaceChildren();
     this.state.sides.forEach((side, at) => {
+      this.boxes[at].hidden = !here(this.state, side);
+      if (this.boxes[at].hidden) return;
       const runs = shownRuns(this.state, side), all = side.ep > 1 ? `ranks 0–${side.ep - 1}` : "rank 0";
       for (const run of runs) {
         const kind = side.ep > 1 && !run.ranks ? "predicted, every rank alike" : "predicted";

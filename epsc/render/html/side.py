@@ -49,6 +49,8 @@ class Side:
     """The emitted program."""
     extra: tuple[Source, ...] = field(default=())
     """Texts to show even if no step comes from them."""
+    range: tuple[int, int] | None = None
+    """Of one of several plans by load: the least and the most tokens that it is taken for."""
 
 
 def loads_between(low: int, high: int) -> tuple[int, ...]:
@@ -89,6 +91,7 @@ def _data(side: Side) -> dict[str, Any]:
     steps = [_step(schedule, step, sources, lines, needs[step.key], index) for step in schedule.steps]
     return {
         "name": side.name,
+        "range": list(side.range) if side.range else None,
         "ep": schedule.ep,
         "plan": json.loads(plan_json(schedule)),
         "lanes": _lanes(schedule),
@@ -114,6 +117,7 @@ def _run_only(side: Side) -> dict[str, Any]:
     ]
     return {
         "name": side.name,
+        "range": None,
         "ep": len(side.measured.ranks),
         "plan": None,
         "lanes": list(dict.fromkeys(e.lane for e in events.values())),
