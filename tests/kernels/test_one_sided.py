@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from epsc import driver
+from epsc import driver, plans
 from epsc.ir.source import Source
 from tests.programs.ranks import load_program
 
@@ -38,8 +38,8 @@ schedule put {{
 class Memory:
     """What `Symmetric` is to `Slots`, for one of several ranks of this process."""
 
-    def __init__(self, rank: int, blocks: list[dict[str, torch.Tensor]], device: Any) -> None:
-        self.rank, self.blocks, self.device = rank, blocks, device
+    def __init__(self, rank: int, blocks: list[dict[str, torch.Tensor]], device: Any, most: int) -> None:
+        self.rank, self.blocks, self.device, self.most = rank, blocks, device, most
         self.slots: list[Any] = []
         self.forward = torch.ones(1, dtype=torch.int32)
         self.fault = torch.zeros(2 + len(blocks), dtype=torch.int32)
@@ -62,11 +62,13 @@ class Memory:
 
 @pytest.fixture
 def program(request: pytest.FixtureRequest, tmp_path: Path, interpreted: None) -> Iterator[ModuleType]:
-    hidden, experts, top_k, ep, most = request.param
-    text = LAYER.format(hidden=hidden, experts=experts, top_k=top_k, ep=ep, most=most)
+    hidden, experts, top_k, ep, most, *by_load = request.param
+    text = LAYER.format(hidden=hidden, experts=experts, top_k=top_k, ep=ep, most=most + 5 * len(by_load))
+    if by_load:  # one of two plans has room for its own load only
+        text += f"schedule by_load = put when tokens <= {most} else serial"
     layer = driver.understand(Source("moe.eps", text))
     file = tmp_path / "moe_put.py"
-    file.write_text(driver.write(driver.plan(layer, "put")).text)
+    file.write_text(plans.write(plans.plans(layer, "by_load" if by_load else "put")).text)
     module = load_program(str(file))
     module.sizes = request.param  # type: ignore[attr-defined]
     yield module
@@ -74,8 +76,9 @@ def program(request: pytest.FixtureRequest, tmp_path: Path, interpreted: None) -
 
 def ranks(program: ModuleType, kernels: bool) -> list[Any]:
     """The slots of every rank; all memory is NaN, or numbers that nobody may use."""
-    hidden, experts, top_k, ep, _ = program.sizes
-    wanted = program.Slots.regions("sent", "combine", experts, top_k, hidden, hidden, torch.float32)
+    hidden, experts, top_k, ep, most, *by_load = program.sizes
+    more = {"most": most} if by_load else {}
+    wanted = program.Slots.regions("sent", "combine", experts, top_k, hidden, hidden, torch.float32, **more)
     blocks = [
         {
             name: torch.full(shape, torch.nan if dtype.is_floating_point else -(10**6), dtype=dtype)
@@ -85,13 +88,13 @@ def ranks(program: ModuleType, kernels: bool) -> list[Any]:
     ]
     # What asks for the type of its device gets the kernels, which Triton interprets on the CPU.
     device = SimpleNamespace(type="cuda" if kernels else "cpu")
-    memories = [Memory(rank, blocks, device) for rank in range(ep)]
+    memories = [Memory(rank, blocks, device, most) for rank in range(ep)]
     return [program.Slots(memory, "sent", "combine", experts, top_k, hidden, hidden) for memory in memories]
 
 
 def run(program: ModuleType, tokens: list[int], choose: str, copy: bool, kernels: bool) -> list[torch.Tensor]:
     """Dispatch, a product that is its input times its expert's number, and combine, of all ranks in turn."""
-    hidden, experts, top_k, ep, _ = program.sizes
+    hidden, experts, top_k, ep = program.sizes[:4]
     slots = ranks(program, kernels)
     xs, chosen, weights = [], [], []
     for rank, count in enumerate(tokens):
@@ -141,6 +144,7 @@ def run(program: ModuleType, tokens: list[int], choose: str, copy: bool, kernels
         ((300, 12, 5, 3, 8), [8, 0, 1], "one", "copy"),
         ((32, 6, 6, 2, 5), [0, 5], "any", "put"),  # every expert
         ((32, 4, 1, 1, 7), [3], "any", "put"),  # one rank
+        ((96, 8, 2, 2, 16, "by load"), [9, 16], "any", "put"),
     ],
     indirect=["program"],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)),
