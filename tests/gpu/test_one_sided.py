@@ -34,6 +34,8 @@ schedule direct { use put for sent, back }
 schedule reduced { use put for sent, back  local_reduce back }
 schedule tight { use copy for sent  use put for back  local_reduce back  room 1 for sent }
 schedule copy { use copy for sent  use put for back  local_reduce back  run r, mlp beside sent }
+schedule by_load = put when tokens <= 16 else serial when tokens <= 64 else copy
+schedule serial { }
 """
 SCHEDULES = ("put", "beside", "direct", "reduced", "copy")
 
@@ -52,6 +54,20 @@ def test_values(schedule: str, graph: bool, file: Path, tmp_path: Path) -> None:
     uneven = ",".join(str(256 - 255 * (rank % 2)) for rank in range(launch.gpus()))
     for tokens in ("256", uneven):
         check(program, "--tokens", tokens, "--dtype", "bf16", *(["--graph"] if graph else []))
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+def test_plans_by_load(graph: bool, file: Path, tmp_path: Path) -> None:
+    """Each is taken at its loads, by the tokens of the fullest rank; of one that asks the host there is no graph."""
+    program = made(file, "by_load", None, tmp_path)
+    fullest = ",".join("256" if rank == 0 else "3" for rank in range(launch.gpus()))
+    for tokens in ("16", "64", "256", fullest):
+        more = ["--graph"] if graph else []
+        if graph and tokens == "64":
+            with pytest.raises(AssertionError, match="the plan serial reads counts on the host"):
+                check(program, "--tokens", tokens, "--dtype", "bf16", *more)
+        else:
+            check(program, "--tokens", tokens, "--dtype", "bf16", *more)
 
 
 def test_rows_that_overflow_are_told_on_every_rank(file: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from epsc import driver, launch
+from epsc import driver, launch, plans
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
@@ -25,8 +25,7 @@ LOAD = {"tokens": "333"}
 def made(path: Path, schedule: str, preset: str | None, folder: Path, defines: dict[str, str] | None = None) -> Path:
     """The program of one schedule for all GPUs of this machine, written to `folder`."""
     options = driver.Options({"ep": str(launch.gpus()), **(defines or {})}, preset)
-    plan = driver.plan(driver.understand(driver.read(path), options), schedule)
-    program = driver.write(plan)
+    program = plans.write(plans.plans(driver.understand(driver.read(path), options), schedule))
     file = folder / f"{program.name}.py"
     file.write_text(program.text)
     return file

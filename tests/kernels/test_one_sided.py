@@ -38,7 +38,7 @@ schedule put {{
 class Memory:
     """What `Symmetric` is to `Slots`, for one of several ranks of this process."""
 
-    def __init__(self, rank: int, blocks: list[dict[str, torch.Tensor]], device: Any, most: int) -> None:
+    def __init__(self, rank: int, blocks: list[dict[str, torch.Tensor]], device: Any, most: int = 0) -> None:
         self.rank, self.blocks, self.device, self.most = rank, blocks, device, most
         self.slots: list[Any] = []
         self.forward = torch.ones(1, dtype=torch.int32)
