@@ -80,10 +80,15 @@ def _ranges(made: plans.Plans, plan: driver.Plan) -> Iterator[str]:
     for below, above in pairwise(made.parts):
         border = below.layer.load[1]
         for load in (border, border + 1):
-            took = ((part, fastest(part.schedule, part.layer.cluster, load)[0]) for part in (below, above))
+            took = [(part, _seconds(part, load)) for part in (below, above)]
             times = ", ".join(f"{part.schedule.name} {duration(seconds)}" for part, seconds in took)
             yield f"  at {load:>6} tokens  {times}"
     yield f"explained: {plan.schedule.name}, for {plans.loads(plan)}\n"
+
+
+def _seconds(part: driver.Plan, load: int) -> float:
+    """What a plan takes at a load, with the room that it has, or would have."""
+    return fastest(part.schedule, part.layer.cluster, load, max(load, part.layer.load[1]))[0]
 
 
 def _head(plan: driver.Plan, timeline: Timeline) -> Iterator[str]:
