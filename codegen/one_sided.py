@@ -140,8 +140,13 @@ def memory_line(schedule: Schedule, most: int) -> list[str]:
                 f"{pair.room:g} times those of balanced routing: a forward pass to which more come fails on every rank"
             )
         text = (
-            f"{pair.dispatch}: {pair.symmetric_bytes(schedule.ep, most) / 1e9:.2f} GB of symmetric memory, for {most}"
+            f"{pair.dispatch}: {_size(pair.symmetric_bytes(schedule.ep, most))} of symmetric memory, for {most}"
             f" tokens of each rank; room for {rows} rows at the experts, {room}"
         )
         lines += wrap(text, 106, subsequent_indent="    ")
     return lines
+
+
+def _size(count: int) -> str:
+    """Bytes as people say them."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
