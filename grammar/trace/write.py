@@ -71,7 +71,7 @@ def write(
         Bind("h", _call(ffn.act.fn.value, [up], _options(ffn.act, never=("fn",)), at), at, places.told(weights=ups)),
         Bind("back", _call("combine", [down, Name("r")], {}, at), at, places.told(at, weights=downs)),
     ]
-    added: list[Comments] = []
+    added = [places.told(at)] if ffn.identities else []
     result: Expr = Name("back", at)
     if ffn.identities:
         result = Binary("+", result, _call("identity", [Name("x"), Name("r")], {"first": ffn.experts}, at), at)

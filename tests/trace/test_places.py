@@ -81,6 +81,23 @@ def test_each_statement_names_the_lines_that_it_was_read_from() -> None:
         assert all(text in found[2] for text, found in zip(READ[name], told, strict=True) if found)
 
 
+def test_what_the_return_makes_says_where_the_experts_are() -> None:
+    """Experts that hand tokens back are called where the others are, and a shared branch is added elsewhere."""
+
+    class Both(styles.Identities):
+        def __init__(self) -> None:
+            super().__init__()
+            self.always = styles.Expert()
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return super().forward(hidden) + self.always(hidden)
+
+    layer = epsc.trace(Both().eval(), torch.randn(2, 5, HIDDEN))
+    assert "+ identity(x, r" in layer.text
+    told = {getattr(each, "name", "return"): set(each.comments.above) for each in layer.spec.layers[0].body}
+    assert told["sent"] and told["sent"] < told["return"]
+
+
 def test_every_op_of_the_plan_has_them(plan: driver.Plan) -> None:
     for node in plan.schedule.graph.nodes:
         assert node.places, node.name
