@@ -69,7 +69,7 @@ def inspect(file: Path, schedules: tuple[str, ...], at: int | None, width: int |
     if len(shown) > 1 and (form := next((name for name in (*_FORMS, "perfetto", "measured") if given[name]), "")):
         option = _FORMS.get(form, f"--{form}")
         raise click.UsageError(f"{option} takes one plan, and there are {plans.told(made[0])}: give --at TOKENS")
-    if not _write_pictures(shown, given, by_load=len(made) == 1 and len(shown) > 1):
+    if not _write_pictures(shown, given, made[0] if len(made) == 1 and len(shown) > 1 else None):
         asked = any(given[name] for name in _FORMS)
         heads = [_head(each, part, asked) for each in made for part in each.parts if part in shown]
         texts = [_printed(plan, width, given).rstrip("\n") for plan in shown]
@@ -115,16 +115,16 @@ def _files(given: dict[str, Any]) -> list[str]:
     return [f"--{name}" for name in ("html", "perfetto") if given[name]]
 
 
-def _write_pictures(plans: list[driver.Plan], given: dict[str, Any], by_load: bool) -> bool:
-    """Write the files that were asked for; whether there were any."""
+def _write_pictures(shown: list[driver.Plan], given: dict[str, Any], by_load: plans.Plans | None) -> bool:
+    """Write the files that were asked for; whether there were any. `by_load`: what all of them are the plans of."""
     from epsc.commands import pictures  # noqa: PLC0415 - pictures are not needed to print
 
-    run = pictures.read_trace(given["measured"], plans[0]) if given["measured"] else None
+    run = pictures.read_trace(given["measured"], shown[0]) if given["measured"] else None
     if given["html"]:
-        driver.save(given["html"], pictures.html(plans, run, given["skew"] or 1.0, by_load))
+        driver.save(given["html"], pictures.html(shown, run, given["skew"] or 1.0, by_load))
         click.echo(f"wrote {given['html']}")
     if given["perfetto"]:
-        driver.save(given["perfetto"], pictures.trace(plans[0], run, given["skew"] or 1.0))
+        driver.save(given["perfetto"], pictures.trace(shown[0], run, given["skew"] or 1.0))
         click.echo(f"wrote {given['perfetto']}: open it in https://ui.perfetto.dev")
     return bool(_files(given))
 

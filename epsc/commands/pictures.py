@@ -11,6 +11,7 @@ from epsc import driver
 from epsc.ir.source import Source
 from epsc.machine.ranks import simulate_ranks, skewed
 from epsc.machine.timeline import Timeline
+from epsc.plans import Plans, write
 from epsc.render.gantt import gantt
 from epsc.render.html import Side, loads_between, page
 from epsc.render.measured import Measured, measured
@@ -38,11 +39,14 @@ def side(plan: driver.Plan, run: Measured | None = None, skew: float = 1.0) -> S
     return Side(name, plan.schedule, predicted(plan, skew), run, program, (plan.layer.source,))
 
 
-def html(plans: Sequence[driver.Plan], run: Measured | None = None, skew: float = 1.0, by_load: bool = False) -> str:
-    """A page of plans of one layer, with a run of the first. `by_load`: of one schedule, of which each load has one."""
+def html(
+    plans: Sequence[driver.Plan], run: Measured | None = None, skew: float = 1.0, by_load: Plans | None = None
+) -> str:
+    """A page of plans of one layer, with a run of the first. `by_load`: what they are the plans of, by load."""
     sides = [side(plan, run if i == 0 else None, skew) for i, plan in enumerate(plans)]
     if by_load:
-        sides = [replace(each, range=plan.layer.load) for each, plan in zip(sides, plans, strict=True)]
+        program = Source(f"{by_load.layer.graph.name}_{by_load.name}.py", write(by_load).text)
+        sides = [replace(each, range=plan.layer.load, program=program) for each, plan in zip(sides, plans, strict=True)]
     title = f"{plans[0].schedule.graph.name}: {' and '.join(each.name for each in sides)}"
     shown = [timeline for plan in plans for timeline in at_load(plan, plan.layer.load[1], skew)]
     return page(title, sides, "\n\n".join(map(gantt, shown)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from epsc import driver, plans
 from epsc.cli import cli
 from epsc.ir.errors import EpsError
+from epsc.render.html.page import unpack
 from epsc.render.plan import plan_parse
 
 FILE = """
@@ -93,3 +95,20 @@ def test_tune_asks_for_the_loads_of_auto(path: Path) -> None:
     assert plans.loads_of_auto(layer, "found") == (1, 2, 4, 8, 16, 32, 64, 100)
     with pytest.raises(EpsError, match="`decode` does not ask `auto`"):
         plans.loads_of_auto(layer, "decode")
+
+
+def test_the_page_holds_the_program_and_each_plan_its_lines_of_it(path: Path) -> None:
+    run("inspect", path, "--html", path.with_suffix(".html"))
+    packed = re.search(r'<script id="data"[^>]*>([^<]*)<', path.with_suffix(".html").read_text())
+    assert packed
+    sides = unpack(packed[1])["sides"]
+    assert [side["range"] for side in sides] == [[1, 8], [9, 100]]
+    assert len({side["program"]["text"] for side in sides}) == 1
+    lines = sides[0]["program"]["text"].splitlines()
+    begins = [lines.index(f"class {name}:") for name in ("Decode", "Serial")]
+    for side, (begin, end) in zip(sides, ((begins[0], begins[1]), (begins[1], len(lines))), strict=True):
+        for step in side["steps"]:
+            if step["code"] is not None:
+                assert begin < step["code"] < end
+                assert f'.step("{step["key"]}"' in lines[step["code"] - 1] + lines[step["code"]]
+        assert sum(step["code"] is not None for step in side["steps"]) > 5

@@ -67,10 +67,13 @@ def sides_data(sides: Sequence[Side]) -> list[dict[str, Any]]:
     return [_data(side) for side in sides]
 
 
-def step_lines(program: str) -> dict[str, int]:
-    """The line of an emitted program at which each step is issued: its `with LANE.step("KEY", ...)`."""
+def step_lines(program: str, most: int | None = None) -> dict[str, int]:
+    """The line of an emitted program at which each step is issued: its `with LANE.step("KEY", ...)`. Of one with plans
+    by load those of the plan for at most so many tokens."""
     found: dict[str, int] = {}
-    for node in ast.walk(ast.parse(program)):
+    tree = ast.parse(program)
+    own = next((node for node in tree.body if most is not None and _most(node) == most), None)
+    for node in ast.walk(own or tree):
         for item in node.items if isinstance(node, ast.With) else ():
             call = item.context_expr
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "step":
@@ -80,12 +83,20 @@ def step_lines(program: str) -> dict[str, int]:
     return found
 
 
+def _most(node: ast.stmt) -> int | None:
+    """The most tokens of the plan that a class of an emitted program runs: `name, most = "decode", 64`."""
+    for each in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) in ("name, most", "(name, most)"):
+            return int(ast.literal_eval(each.value)[1])
+    return None
+
+
 def _data(side: Side) -> dict[str, Any]:
     if side.schedule is None:
         return _run_only(side)
     schedule = side.schedule
     sources = _sources(side)
-    lines = step_lines(side.program.text) if side.program else {}
+    lines = step_lines(side.program.text, side.range[1] if side.range else None) if side.program else {}
     needs = makers_of(schedule)
     index = {step.key: i for i, step in enumerate(schedule.steps)}
     steps = [_step(schedule, step, sources, lines, needs[step.key], index) for step in schedule.steps]
