@@ -17,9 +17,10 @@ from epsc.commands.report import report
 from epsc.ir.errors import Diagnostic, EpsError
 from epsc.ir.graph import places_of
 from epsc.ir.places import named, short_names
+from epsc.ir.schedule import Schedule
 from epsc.machine.cluster import Cluster, Origin
 from epsc.machine.ranks import simulate_ranks, skewed
-from epsc.machine.reasons import exposures, least_total, spent
+from epsc.machine.reasons import Why, exposures, least_total, spent
 from epsc.machine.simulate import simulate
 from epsc.machine.timeline import Timeline
 from epsc.passes.auto import Candidate, best_of, fastest, search
@@ -45,8 +46,8 @@ def explain(file: Path, schedule: str | None, measured: Path | None, skew: float
 
     Of a schedule by load the plan for the most tokens, or for --at, and what plans take on both sides of each border.
 
-    Everything is predicted for the file's highest load with balanced routing, from the cluster's profile; --measured
-    holds the prediction against a measurement.
+    Everything is predicted for the file's highest load with balanced routing, from the cluster's profile, and last
+    what it costs if one rank has more rows than others; --measured holds the prediction against a measurement.
     """
     layer = driver.understand(driver.read(file), options_of(given))
     made = plans.plans(layer, schedule)
@@ -153,11 +154,29 @@ def _changes(plan: driver.Plan, asked: list[Candidate], skew: float) -> Iterator
         taken = best_of(now)
         verb = "still" if taken.decl.name == best.decl.name else "then"
         serial = duration(now[0].seconds)
-        yield f"  {change.words:<34}{verb} {taken.decl.name}, {duration(taken.seconds)} (serial {serial})"
-    if plan.schedule.ep > 1:
-        ranks = simulate_ranks(plan.schedule, layer.cluster, layer.load[1], skewed(plan.schedule.ep, skew))
-        total = duration(max(timeline.total for timeline in ranks))
-        yield f"  {f'busiest rank has {skew:g} x the rows':<34}this plan takes {total}"
+        yield f"  {change.words:<36}{verb} {taken.decl.name}, {duration(taken.seconds)} (serial {serial})"
+    yield from _imbalance(plan, near, skew)
+
+
+def _imbalance(plan: driver.Plan, near: list[Candidate], skew: float) -> Iterator[str]:
+    """What it costs that one rank has more rows, which balanced routing leaves out: of one forward, not as a graph."""
+    schedule, cluster, load = plan.schedule, plan.layer.cluster, plan.layer.load[1]
+    if schedule.ep == 1:
+        return
+    shares = skewed(schedule.ep, skew)
+
+    def busiest(made: Schedule) -> float:
+        return max(timeline.total for timeline in simulate_ranks(made, cluster, load, shares))
+
+    balanced, ranks = simulate(schedule, cluster, load).total, simulate_ranks(schedule, cluster, load, shares)
+    total = max(timeline.total for timeline in ranks)
+    words = f"busiest rank has {skew:g} x the rows"
+    yield f"  {words:<36}this plan takes {duration(total)}, not the {duration(balanced)} of balanced loads, as above"
+    waits = [found for timeline in ranks for found in exposures(timeline, schedule) if found.why is Why.IMBALANCE]
+    for found in sorted(waits, key=lambda e: -e.seconds)[:1]:
+        yield f"  {'':<36}{duration(found.seconds)} in {found.step}: {found.why}: {found.words}"
+    then = best_of([replace(c, seconds=busiest(c.schedule)) for c in near])
+    yield f"  {'':<36}of the best plans {then.decl.name} would be taken, {duration(then.seconds)}"
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,10 @@ class Why(StrEnum):
     SMS = "SM contention"
     LAUNCH = "launch"
     LANE = "lane order"
+    RESOURCE = "resource"
+    """A link, a copy engine or a communicator that something else holds."""
+    IMBALANCE = "load imbalance"
+    """Nothing moves: ranks that have more rows have not come."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ def _exposure(
     step = max(moving, key=lambda e: min(e.end, end) - max(e.start, start)).step
     waited = length(union((max(e.start, start), min(e.start + e.waits, end)) for e in moving))
     tail = f"; for {waited / (end - start):.0%} of it nothing moves, as other ranks have not come" if waited else ""
+    if waited > 0.5 * (end - start):
+        return Exposure(step, end - start, Why.IMBALANCE, tail.removeprefix("; "))
     later = compute[bisect_left(compute, end - _INSTANT, key=lambda e: e.start) :]
     if not later:
         return Exposure(step, end - start, Why.LITTLE_WORK, f"nothing is left to run beside it{tail}")
@@ -102,6 +108,8 @@ def _held(event: Event) -> tuple[Why, str]:
     words = f"{event.step} could run beside it, but waits for {event.waited_for or 'nothing that is known'}"
     if event.waited_for.startswith("SMs"):
         return Why.SMS, words
+    if "held by" in event.waited_for:
+        return Why.RESOURCE, words
     if event.waited_for == "the host to issue it":
         return Why.LAUNCH, words
     return (Why.LANE if event.waited_for.endswith("on its lane") else Why.DEPENDENCY), words

@@ -89,13 +89,19 @@ def test_regret_and_errors_of_all_cases() -> None:
     assert median(regrets) <= 0.02
     assert max(regrets) <= 0.07  # 5 % was the goal; three cases miss it
     assert all(row.pick.ms <= row.serial.ms for row in rows if row.pick)
-    errors = {(row.layer, row.tokens, found.name): abs(found.error) for row in rows for found in row.every}
-    # 8 % was the goal for all; cuts of one-sided transfers by columns are predicted far too fast on few SMs.
-    assert median(error for (*_, name), error in errors.items() if "columns" not in name) <= 0.08
-    assert median(errors.values()) <= 0.1
+    every = [found for row in rows for found in row.every]
+    assert median(abs(found.error) for found in every) <= 0.08
+    # 20 % is the goal for nineteen of twenty. Without a graph the host decides, and hosts differ: see `measured_host`.
+    graphs = [abs(found.error) for found in every if found.graph]
+    assert median(graphs) <= 0.05
+    assert quantiles(graphs, n=20, method="inclusive")[-1] <= 0.16
+    hosted = [abs(found.on_its_host / found.ms - 1) for found in every if found.on_its_host]
+    assert len(hosted) == len(every) - 8
+    assert median(hosted) <= 0.08
+    assert quantiles(hosted, n=20, method="inclusive")[-1] <= 0.2
     picked = [abs(row.pick.error) for row in rows if row.pick]
-    assert median(picked) <= 0.08
-    assert quantiles(picked, n=20, method="inclusive")[-1] <= 0.2
+    assert median(picked) <= 0.05
+    assert quantiles(picked, n=20, method="inclusive")[-1] <= 0.12
 
 
 @pytest.mark.distributed

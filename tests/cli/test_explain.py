@@ -38,6 +38,16 @@ def test_serial_is_explained() -> None:
     assert "taken" in told and "16384 tokens per rank" in told and "links twice as fast" in told
 
 
+def test_what_imbalance_costs_is_told_without_being_asked() -> None:
+    # With 2 ranks the busiest cannot have more than all of it.
+    told = explain("-s", "serial")
+    found = re.search(r"busiest rank has 1.5 x the rows +this plan takes (\S+) ms, not the (\S+) ms of balanced", told)
+    assert found and float(found[1]) > 1.2 * float(found[2])
+    assert re.search(r"ms in back\.all2all: load imbalance: for \d+% of it nothing moves", told)
+    assert re.search(r"of the best plans \w+ would be taken, \S+ ms", told)
+    assert "load imbalance" not in told.partition("plans, by prediction")[0]
+
+
 def test_a_profile_changes_what_is_said() -> None:
     assert "h800x8 (published figures, not measured)" in explain("-s", "serial", "--profile", "h800x8").splitlines()[0]
 

@@ -3,6 +3,7 @@
 import pytest
 
 from epsc.machine.cluster import Cluster
+from epsc.machine.ranks import simulate_ranks, skewed
 from epsc.machine.reasons import Spent, Why, exposures, least_total, spent
 from epsc.machine.simulate import simulate
 from tests.machine.schedules import eps
@@ -65,6 +66,27 @@ def test_a_dependency_on_another_is_dependency() -> None:
     # g waits for n, which runs on the host until 3, and needs nothing of t.
     toys = Toy("t", T, "comm", 3, 16), Toy("n", "sizes", "host", 3), Toy("g", G, "comp", 1, 116, ("n",))
     assert why(*toys) == [("t", Why.DEPENDENCY)]
+
+
+def test_ranks_that_have_not_come_are_load_imbalance() -> None:
+    # Half the rows are there: it waits in the way home for the rank that has three times as many.
+    made, on = eps(1, 0, ep=2, overlap=False), Cluster.make("h", "h200", 2)
+    busy, idle = simulate_ranks(made, on, 8192, skewed(2, 1.5))
+    found = {e.step: e for e in exposures(idle, made)}
+    assert found["back.all2all"].why is Why.IMBALANCE
+    assert "nothing moves, as other ranks have not come" in found["back.all2all"].words
+    assert Why.IMBALANCE not in [e.why for e in exposures(busy, made)]
+    (alike,) = simulate_ranks(made, on, 8192, (1.0, 1.0))
+    assert Why.IMBALANCE not in [e.why for e in exposures(alike, made)]
+
+
+def test_a_link_that_is_held_is_a_resource() -> None:
+    # A product that stores its rows in the memory of other GPUs needs the link, which t holds.
+    toys = Toy("t", T, "comm", 3, 16), Toy("p", "expert_gemm_put", "comp", 4, 116)
+    made = schedule(*toys)
+    timeline = run(*toys)
+    assert timeline.event["p"].waited_for == "link, held by t"
+    assert [(found.step, found.why) for found in exposures(timeline, made)] == [("t", Why.RESOURCE)]
 
 
 def test_serial_says_that_its_one_lane_is_why() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from epsc.ir.attrs import Attrs, Direction, GemmAttrs, NoAttrs, RowsAttrs, TransferAttrs
+from epsc.ir.attrs import Attrs, Direction, ExpertGemmPutAttrs, GemmAttrs, NoAttrs, RowsAttrs, TransferAttrs
 from epsc.ir.dims import TOKENS, Dim, DType, Tensor
 from epsc.ir.graph import Graph, Node
 from epsc.ir.impls import Choice
@@ -20,8 +20,9 @@ _ATTRS: dict[str, Attrs] = {
     "all2all": TransferAttrs(Direction.DISPATCH, 8, 2),
     "sizes": RowsAttrs(8, 2),
     "add": NoAttrs(),
+    "expert_gemm_put": ExpertGemmPutAttrs(8, 8, top_k=2),
 }
-_IMPLS = {"gemm": "torch", "add": "torch", "all2all": "nccl", "sizes": "pinned"}
+_IMPLS = {"gemm": "torch", "add": "torch", "all2all": "nccl", "sizes": "pinned", "expert_gemm_put": "direct"}
 
 
 @dataclass(frozen=True)
