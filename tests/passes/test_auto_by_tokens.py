@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from epsc import driver, plans
+from epsc import driver, lock, plans
+from epsc.grammar import parse
 from epsc.ir.source import Source
 from epsc.ir.spec import ScheduleDecl
 from epsc.machine.totals import symmetric_bytes
@@ -84,3 +85,25 @@ def test_plans_that_together_are_too_large_are_done_without(layer: driver.Layer)
     small = plans.plans(replace(layer, cluster=replace(layer.cluster, device=device)), "found")
     assert not small.warnings
     assert [part.schedule.name for part in small.parts] != [part.schedule.name for part in whole.parts]
+
+
+def test_what_was_measured_at_a_load_counts_there(tmp_path: Path) -> None:
+    """A candidate, and a schedule that none of today's candidates is: each at the load that it was measured for."""
+    path = tmp_path / "mixtral.eps"
+    text = EXAMPLE.read_text().replace("tokens 512 .. 16384", "tokens 512 .. 1024")
+    path.write_text(f"{text}\nschedule found = auto by tokens\n")
+    layer = driver.understand(driver.read(path), driver.Options({"ep": "2"}))
+    (whole,) = plans.plans(layer, "found").parts
+    assert whole.schedule.name not in ("serial", "it")
+    own = parse(Source("it", "schedule tuned { split sent, h, back by tokens into 3 }")).schedules[0]
+    few = {"serial": 1.0, whole.schedule.name: 2.0}
+    for load, decl, times in ((512, ScheduleDecl("tuned"), few), (1024, own, {"it": 1.0})):
+        key = driver.key_of(replace(layer, load=(load, load)))
+        entry = lock.Entry(key, lock.text_of(decl), load, times, 0.02, "two ranks", {}, "2026-01-01")
+        Path(f"{path}.lock").write_text(lock.with_entry(Path(f"{path}.lock"), entry))
+    made = plans.plans(layer, "found")
+    assert [(part.layer.load, part.schedule.name) for part in made.parts] == [
+        ((512, 512), "serial"),
+        ((513, 1024), "tuned_1024"),
+    ]
+    assert len([step for step in made.parts[1].schedule.steps if step.node == "h"]) == 3
