@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from epsc import driver, plans
 from epsc.ir.source import Source
 from tests.programs.ranks import Job, Ranks, layer_class, load_program
+from tests.programs.test_papers import MESHES, PAPERS
 
 LIMIT = 1e-5
 SOON_S = 45
@@ -145,3 +147,25 @@ def test_transfers_in_two_levels_beside_linear_ones(
     for result in ranks_of(4).run(job):
         assert result.error < LIMIT
         assert {n for n in result.choices if n.startswith("plan ")} == {"plan chunks", "plan levels", "plan serial"}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", ["comet", "fsmoe", "parm_s2", "read_me", "scmoe", "tutel_two_level"])
+def test_all_schedules_of_a_paper_are_one_program(
+    name: str, ranks_of: Callable[[int], Ranks], prepare: Callable[..., Job]
+) -> None:
+    """Of other axes, meshes and transports: each is as right beside the others as alone."""
+    text = re.sub(r"^tokens .*$", "tokens 0 .. 40", (PAPERS / f"{name}.eps").read_text(), flags=re.MULTILINE)
+    text = re.sub(r"  tokens = \d+", "", text)  # a preset's: one load has one plan
+    options = driver.Options(MESHES.get(name, {"ep": "2"}), preset="small")
+    named = [decl.name for decl in driver.understand(Source(name, text), options).schedules if not decl.by_load]
+    *first, last = dict.fromkeys([*(each for each in named if each != "best"), "serial"])
+    limits = [5 * (i + 1) for i in range(len(first))]
+    taken = "".join(f"{each} when tokens <= {limit} else " for each, limit in zip(first, limits, strict=True))
+    layer = driver.understand(Source(name, f"{text}\nschedule every = {taken}{last}\n"), options)
+    count = layer.cluster.ranks
+    loads = [tuple((n, 1, 0, n - 3)[:count]) for n in (*limits, 30, 5, 40)]
+    job = prepare(layer, "every", loads[0], more=tuple(loads[1:]), forwards=2 * len(loads))
+    for result in ranks_of(count).run(job):
+        assert result.error < LIMIT
+        assert {key for key in result.choices if key.startswith("plan ")} == {f"plan {each}" for each in (*first, last)}
