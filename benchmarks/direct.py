@@ -4,9 +4,9 @@ for one token, on 2 GPUs.
     python -m benchmarks.direct compile -o build/direct
     python -m benchmarks.direct run build/direct           # under 4 minutes, a short table last
 
-`put` and `direct` send all tokens by copy engine and bring each copy home; `one_sided` brings one sum per rank. `now`
-is `one_sided` compiled for one token; with `compile --before FOLDER`, a folder that another commit compiled, its `now`
-is measured beside it as `before`. Every program is checked first, with fresh inputs and all memory full of NaN. What is
+`put` and `direct` send all tokens by copy engine and bring each copy home; `one_sided` brings one sum per rank. `apart`
+is `one_sided` compiled for one token, and `joined` the same with `JOINED = True`: small kernels wait and signal
+themselves, five launches fewer. Every program is checked first, with fresh inputs and all memory full of NaN. What is
 not listed here goes to `epsc.bench`: see `python -m epsc.bench --help`.
 """
 
@@ -29,7 +29,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SCHEDULES = """
 schedule put    { use copy for sent  use put for back }
 schedule direct { use copy for sent  use direct for back }
-schedule now    { use copy for sent  use put for back  local_reduce back  BESIDE }
+schedule apart  { use copy for sent  use put for back  local_reduce back  BESIDE }
 """
 MANY, ONE = "many", "one"
 """Folders of a layer: programs for many tokens, and for one."""
@@ -64,23 +64,26 @@ def compile_programs(given: argparse.Namespace) -> None:
     for case in chosen(given):
         text = (EXAMPLES / f"{case.layer}.eps").read_text(encoding="utf-8")
         source = Source(f"{case.layer}.eps", text + SCHEDULES.replace("BESIDE", case.beside))
-        for folder, names, most in ((MANY, ("put", "direct", "one_sided"), max(case.tokens)), (ONE, ("now",), 1)):
+        for folder, names, most in ((MANY, ("put", "direct", "one_sided"), max(case.tokens)), (ONE, ("apart",), 1)):
             defines = {} if given.preset and folder == MANY else {"tokens": str(most)}
             options = driver.Options(defines, preset=given.preset)
             out = given.output / case.layer / folder
             compile_all(source, options, map(Wanted.parse, names), [given.ep], out, refused)
-            if given.before and folder == ONE:
-                beside(out, given.before / case.layer / ONE)
+            if folder == ONE:
+                joined(out)
         print(given.output / case.layer)
 
 
-def beside(folder: Path, other: Path) -> None:
-    """Take over the program of another folder, as `before`."""
-    found, theirs = (json.loads((each / "manifest.json").read_text(encoding="utf-8")) for each in (folder, other))
-    (program,) = theirs["programs"]
-    file = f"before_{program['file']}"
-    (folder / file).write_text((other / program["file"]).read_text(encoding="utf-8"), encoding="utf-8")
-    found["programs"].append(program | {"name": "before", "file": file})
+def joined(folder: Path) -> None:
+    """Put the program with fewer launches beside the one of a folder."""
+    found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    (program,) = found["programs"]
+    text = (folder / program["file"]).read_text(encoding="utf-8")
+    if text.count("\nJOINED = False") != 1:
+        raise SystemExit(f"{program['file']} has no launches to join")
+    file = f"joined_{program['file']}"
+    (folder / file).write_text(text.replace("\nJOINED = False", "\nJOINED = True"), encoding="utf-8")
+    found["programs"].append(program | {"name": "joined", "file": file})
     (folder / "manifest.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
@@ -126,7 +129,7 @@ def table(layer: str, found: dict[str, Any], names: list[str]) -> list[str]:
 
 def ratio_of(best: dict[str, tuple[float, str]]) -> str:
     """What the new way gains over the old one, where both were measured."""
-    for old, new in (("put", "direct"), ("before", "now")):
+    for old, new in (("put", "direct"), ("apart", "joined")):
         if old in best and new in best:
             return f"{new} is {best[old][0] / best[new][0]:.2f}x {old}"
     return ""
@@ -139,7 +142,6 @@ def main() -> None:
     compiling.add_argument("-o", "--output", type=Path, default=Path("build/direct"))
     compiling.add_argument("--ep", type=int, default=2)
     compiling.add_argument("--preset", help="small, for CPU ranks")
-    compiling.add_argument("--before", type=Path, help="what another commit compiled")
     running = commands.add_parser("run")
     running.add_argument("folder", type=Path)
     running.add_argument("--tokens", type=int, nargs="+", help="instead of those of each layer")
