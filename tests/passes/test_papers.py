@@ -15,6 +15,7 @@ from epsc.ir.dims import Axis
 from epsc.ir.errors import EpsError
 from epsc.ir.schedule import Schedule
 from epsc.machine.simulate import simulate
+from epsc.passes.order import _behind
 from epsc.proof.happens import Happens
 from epsc.proof.verify import prove
 
@@ -255,6 +256,19 @@ def test_shapes_of_models_with_a_shortcut(
     for each in after:
         assert happens.beside(each, "back.all2all") and happens.before("down", each)
     assert made.graph.users["back.all2all"] == [made.graph.node["return"]]
+
+
+def test_two_batches() -> None:
+    """Each transfer of one batch runs beside what the other computes; nothing is cut, and weights are one for both."""
+    made = planned("two_batches", "interleaved")
+    happens = Happens.of(made)
+    for moves, computes in (("sent_a", "attn_b"), ("sent_b", "h_a"), ("back_a", "h_b")):
+        assert happens.beside(f"{moves}.all2all", computes)
+    assert not [step for step in made.steps if step.cuts]
+    params = [made.graph.node[name].params for name in ("attn_a", "attn_b", "h_a", "h_b", "down", "down.2")]
+    assert params[::2] == params[1::2]
+    batches = {name: _behind(made.graph, f"{name}.all2all") for name in ("back_a", "back_b")}
+    assert "attn_b" not in batches["back_a"] and "attn_a" not in batches["back_b"]
 
 
 def test_rmoe() -> None:

@@ -17,6 +17,14 @@ PAPER = Path(__file__).parents[2] / "examples" / "papers" / "moefication.py"
 LIMIT = 1e-5
 
 
+def test_the_file_beside_it_is_what_the_pass_makes() -> None:
+    paper = load_program(str(PAPER))
+    made = paper.understood(paper.FEW).said
+    said = driver.understand(driver.read(PAPER.with_suffix(".eps"))).said
+    assert [(node.kind, node.attrs) for node in said.nodes] == [(node.kind, node.attrs) for node in made.nodes]
+    assert sorted(str(p.type) for p in said.params) == sorted(str(p.type) for p in made.params)
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("top_k", [3, 8])
 def test_moefication(ranks_of: Callable[[int], Ranks], prepare: Callable[..., Job], top_k: int) -> None:
