@@ -21,6 +21,7 @@ from epsc.codegen.names import (
     identifier,
     string,
 )
+from epsc.codegen.one_sided import memory_together
 from epsc.codegen.ops import ONE_SIDED
 from epsc.codegen.planned import Planned, Shared, arrow, weights_of
 from epsc.codegen.reference import Reference
@@ -77,6 +78,7 @@ def context(
         "several": several,
         "plans": found,
         "table": _table(made),
+        "memory_together": memory_together((each.schedule, each.load[1]) for each in made),
         "inputs": made[0].inputs,
         "layer_head": call(
             "def forward",

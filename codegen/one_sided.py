@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from textwrap import wrap
 
@@ -127,6 +127,12 @@ def _ways(pair: Pair) -> list[Arg]:
     ways: list[Arg] = ["straight=True"] if pair.straight else []
     ways += ["apart=True"] if pair.apart else []
     return [*ways, f"room={pair.room}"] if pair.room else ways
+
+
+def memory_together(plans: Iterable[tuple[Schedule, int]]) -> str:
+    """What the docstring of a file says of the symmetric memory of all its plans, each with its most tokens."""
+    sizes = [pair.symmetric_bytes(plan.ep, most) for plan, most in plans for pair in pairs(plan.graph)]
+    return f"Together they keep {sum(sizes) / 1e9:.2f} GB of symmetric memory." if sizes else ""
 
 
 def memory_line(schedule: Schedule, most: int) -> list[str]:
