@@ -82,8 +82,11 @@ class Order:
             when = _BESIDE_COMBINE if brings else _BESIDE
             for name in wish.these:
                 beside[name] = when
-                for before in _behind(graph, name):
-                    waiting[before] = min(when, waiting.get(before, when))
+                waiting[name] = min(when, waiting.get(name, when))
+        for node in reversed(graph.nodes):  # in one pass: a stack has as many of them as layers
+            for maker in {graph.maker[value].name for value in node.ins if value in graph.maker}:
+                if node.name in waiting:
+                    waiting[maker] = min(waiting[node.name], waiting.get(maker, waiting[node.name]))
         moving = [(s.lane, graph.node[s.node]) for s in schedule.steps if graph.node[s.node].info.moves_rows]
         combining = {lane for lane, node in moving if not is_dispatch(node)}
         needed_early, addends = _feeds_dispatch(schedule), _feeds_sums(schedule)
@@ -194,16 +197,17 @@ def _known_ahead(schedule: Schedule) -> set[str]:
     rows, and need not before its counts: those of a later layer, of a routing that is an input."""
     graph = schedule.graph
     found: set[str] = set()
+    later: set[str] = set()
+    """Ops behind a dispatch."""
     for node in graph.nodes:
+        makers = [graph.maker[value] for value in node.ins if value in graph.maker]
+        if any(is_dispatch(maker) or maker.name in later for maker in makers):
+            later.add(node.name)
         sizes = graph.maker.get(node.ins[-1]) if is_dispatch(node) and node.info.collective else None
         if sizes is None or sizes.info.role is not Role.HOST:
             continue
-        counts = {sizes.name, *_behind(graph, sizes.name)}
-        rows = _behind(graph, node.name) - counts
-        if any(is_dispatch(graph.node[name]) for name in rows) and not any(
-            is_dispatch(graph.node[name]) for name in counts
-        ):
-            found |= counts
+        if node.name in later and sizes.name not in later:
+            found |= {sizes.name, *_behind(graph, sizes.name)}
     return found
 
 
