@@ -7,8 +7,8 @@ from typing import Any
 from epsc.codegen.lines import Arg, Listing, assign, call
 from epsc.codegen.names import string
 from epsc.codegen.one_sided import made_once
-from epsc.codegen.ops import Scope
 from epsc.codegen.regions import Regions, refuse
+from epsc.codegen.writer import Scope
 from epsc.ir.attrs import CallAttrs, CollectiveAttrs, RowsAttrs, TransferAttrs
 from epsc.ir.dims import Axis
 from epsc.ir.graph import Graph

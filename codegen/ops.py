@@ -5,64 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from epsc.codegen.gemms import Gemms
+from epsc.codegen.moves import Moves
 from epsc.codegen.names import string
 from epsc.codegen.one_sided import dispatch_of
-from epsc.codegen.regions import Regions, Target, columns_of, refuse
-from epsc.codegen.variants import Variants
+from epsc.codegen.regions import columns_of
+from epsc.codegen.writer import At, Op, result_of
 from epsc.ir.attrs import (
     ActAttrs,
     CallAttrs,
-    CollectiveAttrs,
-    Direction,
     ExpertGemmAttrs,
     GemmAttrs,
     RowsAttrs,
     SlotAttrs,
-    TransferAttrs,
 )
-from epsc.ir.dims import Axis, Cut
-from epsc.ir.graph import Node
-from epsc.ir.schedule import Ref, Schedule, Step
-
-Op = dict[str, str | tuple[str, ...]]
-"""What the macro of an op fills in: expressions, and lists of arguments."""
 
 
 @dataclass(frozen=True)
-class Scope:
-    """What names of the module and of the file a step may use."""
-
-    lanes: dict[str, str]
-    """Lane -> attribute."""
-    weights: dict[str, str]
-    """Parameter -> attribute."""
-    layouts: dict[str, str]
-    """Dispatch -> attribute."""
-    slots: dict[str, str]
-    """Dispatch by one-sided transfers -> attribute."""
-    functions: dict[object, str]
-    """Attributes of a route or an activation -> function."""
-    by_device: dict[str, str]
-    """A choice of a function that the device alone decides -> attribute."""
-
-
-@dataclass(frozen=True)
-class At:
-    """The step that is written."""
-
-    step: Step
-    node: Node
-    cut: Cut | None
-
-
-@dataclass(frozen=True)
-class Ops:
-    schedule: Schedule
-    regions: Regions
-    gemms: Gemms
-    variants: Variants
-    scope: Scope
+class Ops(Moves):
+    """What the template of each op kind fills in."""
 
     def of(self, at: At) -> Op:
         """What the template of a step fills in."""
@@ -71,173 +31,6 @@ class Ops:
     def _route(self, at: At) -> Op:
         params = [f"self.{self.scope.weights[name]}" for name in at.node.params]
         return {**self._results(at), **self._variant(at, self.regions.read(at.step, at.step.reads[0]), *params)}
-
-    def _layout(self, at: At) -> Op:
-        experts = self.regions.variable(at.node.ins[0])
-        return {**self._results(at), **self._variant(at, self._layout_of(at.node), experts)}
-
-    def _results(self, at: At) -> Op:
-        """Names for tensors that the function makes itself."""
-        return {"results": ", ".join(map(self.regions.variable, at.node.outs))}
-
-    def _layout_of(self, node: Node) -> str:
-        return f"self.{self.scope.layouts[self.regions.dispatch(node)]}"
-
-    def _transfer(self, step: Step) -> Op:
-        return {"comm": string(step.comm)}
-
-    def _exchange(self, at: At) -> Op:
-        return {
-            "out": self.regions.variable(at.node.outs[0]),
-            "counts": self.regions.variable(at.node.ins[0]),
-            **self._fetched(at),
-            **self._transfer(at.step),
-        }
-
-    def _fetched(self, at: At) -> Op:
-        """What starts to copy counts to the host: behind the last exchange of them."""
-        if any(user.kind == "gather_counts" for user in self.schedule.graph.users[at.node.outs[0]]):
-            return {}
-        leaving = f"{self.regions.dispatch(at.node)}.layout.counts"
-        return {"layout": self._layout_of(at.node), "leaving": self.regions.variable(leaving)}
-
-    def _pass_counts(self, at: At) -> Op:
-        out, counts = (self.regions.variable(value) for value in (at.node.outs[0], at.node.ins[0]))
-        return {"out": out, "counts": counts, "layout": self._layout_of(at.node), **self._transfer(at.step)}
-
-    def _gather_counts(self, at: At) -> Op:
-        out, counts = (self.regions.variable(value) for value in (at.node.outs[0], at.node.ins[0]))
-        return {"out": out, "counts": counts, **self._fetched(at), **self._transfer(at.step)}
-
-    def _rows_of_ranks(self, at: At) -> Op:
-        """Rows to all ranks that share an expert, or sums back."""
-        kind = "all_gather" if at.node.kind == "all_gather_rows" else "reduce_scatter"
-        out = self.regions.write(at.step, at.step.writes[0]).expr
-        rows = self.regions.read(at.step, at.step.reads[0])
-        return {"function": f"self.transport.{kind}", "args": (out, rows, "part.shares", string(at.step.comm))}
-
-    def _sizes(self, at: At) -> Op:
-        return {
-            "out": self.regions.sizes(self.regions.dispatch(at.node)),
-            "layout": self._layout_of(at.node),
-            "counts": tuple(map(self.regions.variable, at.node.ins)),
-        }
-
-    def _arrange(self, at: At) -> Op:
-        index, ends = map(self.regions.variable, at.node.outs)
-        sizes = self.regions.sizes(self.regions.dispatch(at.node))
-        return {"index": index, "ends": ends, "layout": self._layout_of(at.node), "sizes": sizes}
-
-    def _fetch(self, at: At) -> Op:
-        out, counts = (self.regions.variable(value) for value in (at.node.outs[0], at.node.ins[0]))
-        args = (counts,) if self.regions.shares_of(self.regions.dispatch(at.node)) else (counts, counts)
-        return {"out": out, "counts": counts, "layout": self._layout_of(at.node), "args": args}
-
-    def _layout_shares(self, at: At) -> Op:
-        assert isinstance(at.node.attrs, RowsAttrs)
-        args = (self.regions.variable(at.node.ins[0]), self.regions.share(at.node.attrs.over)[0])
-        return {**self._results(at), "layout": self._layout_of(at.node), "args": args}
-
-    def _gather_copies(self, at: At) -> Op:
-        rows, out = self.regions.indexed(at.step.reads[0]), self.regions.indexed(at.step.writes[0])
-        if at.cut:
-            came = self.regions.part(self.regions.dispatch(self.schedule.graph.maker[at.node.ins[0]]), at.cut)
-            rows, out = f"{rows}[{came}.leave]", f"{out}[part.rows]"
-        args = (out, rows, "part.counts", string(at.step.comm))
-        return {"function": "self.transport.all_gather", "args": args}
-
-    def _own_rows(self, at: At) -> Op:
-        index, ends = map(self.regions.variable, at.node.outs)
-        args = (self.regions.variable(at.node.ins[0]), self.regions.sizes(self.regions.dispatch(at.node)))
-        return {"index": index, "ends": ends, "layout": self._layout_of(at.node), "args": args}
-
-    def _pick_rows(self, at: At) -> Op:
-        assert isinstance(at.node.attrs, RowsAttrs)
-        index = self._index(at)
-        return {
-            "rows": self.regions.indexed(at.step.reads[0]),
-            "index": index if at.node.attrs.top_k == 1 else f"{index} // {at.node.attrs.top_k}",
-            "out": self.regions.write(at.step, at.step.writes[0]).expr,
-        }
-
-    def _place_rows(self, at: At) -> Op:
-        return {
-            "rows": self.regions.read(at.step, at.step.reads[0]),
-            "index": self.regions.variable(at.node.ins[1]),
-            "out": self.regions.write(at.step, at.step.writes[0]).expr,
-        }
-
-    def _collective(self, at: At) -> Op:
-        """A method of the transport on rows of tokens."""
-        out = self.regions.write(at.step, at.step.writes[0]).expr
-        rows = self.regions.read(at.step, at.step.reads[0])
-        return {"function": f"self.transport.{at.node.kind}", "args": (out, rows, string(at.step.comm))}
-
-    def _shares(self, at: At) -> Op:
-        """One that takes or makes shares of tokens."""
-        assert isinstance(at.node.attrs, CollectiveAttrs)
-        counts = f"list(map(length, {self.regions.share(at.node.attrs.mesh)[0]}))"
-        out = self.regions.write(at.step, at.step.writes[0]).expr
-        rows = self.regions.read(at.step, at.step.reads[0])
-        return {"function": f"self.transport.{at.node.kind}", "args": (out, rows, counts, string(at.step.comm))}
-
-    def _split_tokens(self, at: At) -> Op:
-        assert isinstance(at.node.attrs, CollectiveAttrs)
-        axis = at.node.attrs.mesh
-        share = f"{self.regions.share(axis)[0]}[{self.regions.place(axis)}]"
-        rows = self.regions.read(at.step, at.step.reads[0])
-        return {"out": self.regions.write(at.step, at.step.writes[0]).expr, "rows": f"{rows}[{share}]"}
-
-    def _permute(self, at: At) -> Op:
-        assert isinstance(at.node.attrs, RowsAttrs)
-        order = self.regions.variable(at.node.ins[1])
-        if at.cut is not None:
-            tokens = self.schedule.graph.types[at.node.ins[1]].shape[0].symbol
-            order = f"{order}[{self.regions.tokens(at.cut, at.node.attrs.top_k, tokens)}]"
-        return {
-            "rows": self.regions.indexed(at.step.reads[0]),
-            "index": order if at.node.attrs.top_k == 1 else f"{order} // {at.node.attrs.top_k}",
-            "out": self.regions.write(at.step, at.step.writes[0]).expr,
-        }
-
-    def _all2all(self, at: At) -> Op:
-        assert isinstance(at.node.attrs, TransferAttrs)
-        layout = self.regions.layout(self.regions.dispatch(at.node))
-        if layout.axis is not Axis.PEER and (at.cut.count if at.cut else 1) != layout.count:
-            raise refuse(f"`{at.step.key}` moves another piece than its rows are laid out for ({layout})")
-        there = at.node.attrs.direction is Direction.DISPATCH
-        rows = self.regions.read(at.step, at.step.reads[0])
-        if there and at.cut is None and self.regions.selective(self.regions.dispatch(at.node)):
-            rows = f"{rows}[part.leave]"  # behind them lie copies that are not sent
-        out = self.regions.write(at.step, at.step.writes[0]).expr
-        splits = ("part.leave_splits", "part.arrive_splits")
-        args = [out, rows, *(splits[::-1] if there else splits)]
-        if "two_level" in at.step.impl.names:
-            args += ["part.through", string(at.step.comm), f"home={not there}"]
-            return {"function": "self.transport.two_level", "args": tuple(args)}
-        return {"function": "self.transport.all_to_all", "args": (*args, string(at.step.comm))}
-
-    def _index(self, at: At) -> str:
-        index = self.regions.variable(at.node.ins[1])
-        return f"{index}[part.arrive]" if at.cut else index
-
-    def _regroup(self, at: At) -> Op:
-        return {
-            "rows": self.regions.indexed(at.step.reads[0]),
-            "index": self._index(at),
-            "out": self.regions.write(at.step, at.step.writes[0]).expr,
-        }
-
-    def _ungroup(self, at: At) -> Op:
-        rows, out = self.regions.read(at.step, at.step.reads[0]), self.regions.indexed(at.step.writes[0])
-        return self._variant(at, rows, self._index(at), out)
-
-    def _variant(self, at: At, *args: str) -> Op:
-        """A call of a function, of what the device decided on, or of what is chosen by load."""
-        text = self.variants.choice(at.node, at.step)
-        if not self.variants.by_load(at.step):
-            return {"function": f"self.{bound}" if (bound := self.scope.by_device.get(text)) else text, "args": args}
-        return {"choose": text, "key": string(at.step.key), "function": "run", "args": args}
 
     def _expert_gemm(self, at: At) -> Op:
         assert isinstance(at.node.attrs, ExpertGemmAttrs)
@@ -271,7 +64,7 @@ class Ops:
             args.append(self.regions.variable(at.node.ins[2]))
         elif not self.gemms.own_result(at.node, at.step):
             args.append(target.expr)
-        result = _result(target) if at.node.kind == "expert_gemm" else {}
+        result = result_of(target) if at.node.kind == "expert_gemm" else {}
         return {
             "choose": self.gemms.choice(at.node, at.step),
             "key": string(at.step.key),
@@ -360,19 +153,6 @@ class Ops:
         out = self.regions.write(at.step, at.step.writes[0]).expr
         return self._variant(at, rows, place, weights, out, *self._addend(at, 3))
 
-    def _addend(self, at: At, known: int) -> list[str]:
-        """What a sum starts from, if it has more than its `known` inputs."""
-        return [self.regions.read(at.step, ref) for ref in at.step.reads if ref.value in at.node.ins[known:]]
-
-    def _slots(self, node: Node) -> str:
-        return f"self.{self.regions.slots[dispatch_of(self.schedule.graph, node)]}"
-
-    def _read(self, at: At, value: str) -> str:
-        """A value as a method of slots takes it: all rows, or an index; of what is cut by columns some of them."""
-        columns = tuple(cut for cut in at.step.cuts if cut.axis is Axis.COLUMNS)
-        ref = Ref(value, columns if Ref(value, columns) in at.step.reads else ())
-        return self.regions.read(at.step, ref) if self.regions.buffer(ref) else self.regions.variable(value)
-
     def _one_sided(self, at: At) -> Op:
         """A method of the slots of a dispatch, on what the op reads; those of what ranks know of each other, and of
         rows that others write, are theirs already."""
@@ -405,13 +185,8 @@ class Ops:
         values = [self.regions.read(at.step, refs[value]) for value in at.node.ins]
         return {
             "args": ("self.given", string(at.node.attrs.module), *values),
-            **_result(self.regions.write(at.step, at.step.writes[0])),
+            **result_of(self.regions.write(at.step, at.step.writes[0])),
         }
-
-
-def _result(target: Target) -> Op:
-    """Where a tensor that the op may have made itself goes: a name for it, or a copy to where it belongs."""
-    return {"target": target.name} if target.name else {"target": "made", "keep": target.expr}
 
 
 MOVES = ("tell", "put_rows", "copy_rows", "put_copies", "put_sums", "put_back")

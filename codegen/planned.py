@@ -15,12 +15,13 @@ from epsc.codegen.lines import WIDTH, call
 from epsc.codegen.memory import Memory, base_dtype, dtype_text
 from epsc.codegen.names import Names, string
 from epsc.codegen.one_sided import memory_line, pairs
-from epsc.codegen.ops import Ops, Scope
+from epsc.codegen.ops import Ops
 from epsc.codegen.plan import lane_lines, plan_table
 from epsc.codegen.regions import Regions
 from epsc.codegen.reserved import FORWARD, MODULE, PLAN
 from epsc.codegen.steps import Block, Steps
 from epsc.codegen.variants import Variants
+from epsc.codegen.writer import Scope
 from epsc.ir.dims import DType, Tensor
 from epsc.ir.graph import Graph
 from epsc.ir.schedule import Schedule

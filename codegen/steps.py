@@ -10,8 +10,9 @@ from epsc.codegen.lifetimes import last_uses
 from epsc.codegen.lines import WIDTH, Arg, Listing, call, comment
 from epsc.codegen.memory import Memory
 from epsc.codegen.names import string, visible
-from epsc.codegen.ops import At, Op, Ops
+from epsc.codegen.ops import Ops
 from epsc.codegen.regions import Regions, columns_of, row_cut
+from epsc.codegen.writer import At, Op
 from epsc.ir.attrs import Direction, ExpertGemmActAttrs, RouteAttrs, SlotAttrs, TransferAttrs
 from epsc.ir.dims import Axis, Cut
 from epsc.ir.graph import Node, places_of
