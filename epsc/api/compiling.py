@@ -124,7 +124,7 @@ def stand_in(
     around = traced.wrapper()
     state.keep_behind(get)
     state.fill(around, get, at)
-    around.set_submodule(LAYER, Layer(found, weights_of(traced, state, get, at)))
+    around.set_submodule(LAYER, Layer(found, weights_of(traced, state, get, at), traced.lifted.copies))
     return Compiled(traced, made, around, found, state)
 
 

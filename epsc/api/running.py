@@ -89,11 +89,13 @@ def _is_layer(value: object, module: ModuleType) -> bool:
 class Layer(nn.Module):
     """A compiled layer with weights of its own."""
 
-    def __init__(self, found: Runner, weights: dict[str, Tensor]) -> None:
+    def __init__(self, found: Runner, weights: dict[str, Tensor], copies: int = 1) -> None:
         super().__init__()
         self.found = (found,)  # in a tuple: its parameters are not parts of this module
+        self.copies = copies
+        """Tokens of the layer for each of the block."""
         self.most: int | None = None
-        """Tokens of the rank that has most, where that is known: plans by load are chosen by it."""
+        """Tokens of the block on the rank that has most, where that is known: plans by load are chosen by it."""
         for name, attribute in found.table.items():
             self.register_parameter(attribute, nn.Parameter(weights[name], requires_grad=False))
 
@@ -117,5 +119,6 @@ class Layer(nn.Module):
             given += [ids.to(torch.int64).contiguous(), weights.to(torch.float32).contiguous()]
         # The plan says in which dtype each op runs. What the layer keeps from pass to pass is used in either mode.
         with torch.autocast(x.device.type, enabled=False), torch.inference_mode(False), torch.no_grad():
-            made: Tensor = layer(*given, **({"most": self.most} if runner.several else {}))
+            most = None if self.most is None else self.most * self.copies
+            made: Tensor = layer(*given, **({"most": most} if runner.several else {}))
         return made.to(x.dtype)

@@ -51,6 +51,20 @@ def test_a_kind_is_read_and_equal(kind: type[nn.Module]) -> None:
             assert off(compiled(x), block(x)) < LIMIT
 
 
+def test_plans_by_load_are_told_the_tokens_of_the_block() -> None:
+    """A layer that gets each copy as a token of its own has more tokens than the block that it is part of."""
+    block = block_of("OnInput")
+    given = "schedule serving = cut when tokens <= 16 else serial  schedule cut { split sent, h, back by tokens into 2 }"
+    compiled = epsc.compile(block, schedule=given, tokens=(1, 64))
+    (runner,) = compiled.runner_of
+    x = torch.randn(1, 8, HIDDEN)
+    for most, plan in ((8, "cut"), (9, "serial")):
+        compiled.most = most
+        with torch.no_grad():
+            assert off(compiled(x), block(x)) < LIMIT
+        assert runner.layer.plan.name == plan
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_kind_is_equal_on_ranks(kind: type[nn.Module], ranks_of: Callable[[int], Ranks]) -> None:
