@@ -54,7 +54,9 @@ def test_a_kind_is_read_and_equal(kind: type[nn.Module]) -> None:
 def test_plans_by_load_are_told_the_tokens_of_the_block() -> None:
     """A layer that gets each copy as a token of its own has more tokens than the block that it is part of."""
     block = block_of("OnInput")
-    given = "schedule serving = cut when tokens <= 16 else serial  schedule cut { split sent, h, back by tokens into 2 }"
+    given = (
+        "schedule serving = cut when tokens <= 16 else serial  schedule cut { split sent, h, back by tokens into 2 }"
+    )
     compiled = epsc.compile(block, schedule=given, tokens=(1, 64))
     (runner,) = compiled.runner_of
     x = torch.randn(1, 8, HIDDEN)
