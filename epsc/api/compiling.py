@@ -17,7 +17,7 @@ from epsc.api.machines import nodes_of
 from epsc.api.refuse import check_module, refusal
 from epsc.api.retell import retold
 from epsc.api.running import Layer, Runner, runner
-from epsc.api.state import State
+from epsc.api.state import State, opened
 from epsc.api.tracing import Traced, trace
 from epsc.grammar.trace.lift import LAYER
 from epsc.grammar.trace.weights import Get
@@ -123,7 +123,7 @@ def stand_in(
     get = state.reader(traced.module, weights)
     around = traced.wrapper()
     state.keep_behind(get)
-    state.fill(around, get, at)
+    state.fill(around, get, at, () if weights is None else opened(weights, traced.module))
     around.set_submodule(LAYER, Layer(found, weights_of(traced, state, get, at), traced.lifted.copies))
     return Compiled(traced, made, around, found, state)
 

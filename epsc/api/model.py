@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from epsc.api.compiling import Given, Load, ranks_of, stand_in
+from epsc.api.compiling import Compiled, Given, Load, ranks_of, stand_in
 from epsc.api.refuse import check_module, refusal
 from epsc.api.state import opened
 from epsc.api.tracing import Traced, fingerprint, trace
@@ -85,7 +85,9 @@ def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], device: torch.device | str | None) -> None:
-    """Read what is on the meta device still. Tensors that are one in the model are one afterwards."""
+    """Read what is on the meta device still, and buffers of the rest. Tensors that are one in the model are one
+    afterwards."""
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Compiled))
     made: dict[nn.Parameter, nn.Parameter] = {}
     for owner_name, owner in model.named_modules():
         for name, parameter in list(owner.named_parameters(recurse=False)):
@@ -98,6 +100,11 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], device: torch.device 
                 value = tensors[full][:].to(device or "cpu", parameter.dtype)
                 made[parameter] = nn.Parameter(value, requires_grad=False)
             owner.register_parameter(name, made[parameter])
+        for name, buffer in list(owner.named_buffers(recurse=False)):
+            full = f"{owner_name}.{name}" if owner_name else name
+            saved = name not in owner._non_persistent_buffers_set and not full.startswith(inside)
+            if saved and full in tensors:
+                owner.register_buffer(name, tensors[full][...].to(buffer.device, buffer.dtype))
 
 
 def has_experts(block: nn.Module, error: EpsError) -> bool:

@@ -47,8 +47,13 @@ def check_module(module: nn.Module, *, weights_given: bool = False) -> torch.dty
             "give `weights=`, a `.safetensors` file, a folder of them or a state dict; or call"
             " `module.to_empty(device=...)` and load",
         )
-    if any(b.is_meta for b in module.buffers()):
-        raise refusal("meta-weights", f"{name} has buffers on the meta device: nobody knows what they hold", module)
+    if meta := [of for of, buffer in module.named_buffers() if buffer.is_meta]:
+        raise refusal(
+            "meta-weights",
+            f"{name} has buffers on the meta device, such as `{meta[0]}`: nobody knows what they hold",
+            module,
+            "make it with parameters alone on the meta device, as `accelerate.init_empty_weights()` does",
+        )
     dtype = dtype_of(module)
     if dtype not in DTYPES:
         known = ", ".join(str(each).removeprefix("torch.") for each in DTYPES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -62,7 +62,7 @@ class State:
                 raise refusal("no-weight", f"`{name}` of {type(module).__name__} is not among the weights", module)
             found = tensors[name]
             if not isinstance(found, Tensor):  # a slice of a file: read what is wanted only
-                found = self._part(name, found) if name in known else found[:]
+                found = self._part(name, found) if name in known else found[...]
             return found.detach().to(held[name].dtype)
 
         return get
@@ -87,13 +87,18 @@ class State:
                 if not piece.listed and self.shapes[piece.names[0]][0] > rows:
                     self.behind[piece.names[0]] = get(piece.names[0])[rows:].clone()
 
-    def fill(self, around: GraphModule, get: Get, device: torch.device) -> None:
-        """Give what runs as captured its tensors, where the module has none of its own."""
+    def fill(self, around: GraphModule, get: Get, device: torch.device, given: Collection[str] = ()) -> None:
+        """Give what runs as captured its tensors, where the module has none of its own; and the buffers that are
+        `given`, which the module holds as they were made."""
         for name, parameter in [*around.named_parameters()]:
             if parameter.is_meta:
                 owner, _, last = name.rpartition(".")
                 made = nn.Parameter(get(name).to(device, parameter.dtype), requires_grad=False)
                 around.get_submodule(owner).register_parameter(last, made)
+        for name, buffer in [*around.named_buffers()]:
+            if name in given and name in self.names:
+                owner, _, last = name.rpartition(".")
+                around.get_submodule(owner).register_buffer(last, get(name).to(device, buffer.dtype))
 
     def keep(self, module: nn.Module) -> None:
         """Let the stand-in's state dict be that of the module, with this rank's experts."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import epsc
 from epsc.ir.errors import EpsError
 from tests.trace.ranks import Ranks
-from tests.trace.styles import HIDDEN, IndexAdd
+from tests.trace.styles import HIDDEN, TOP_K, IndexAdd
 from tests.trace.test_styles import Unlike
 from tests.trace.work import Tower, off
 
@@ -75,6 +75,46 @@ def test_of_a_checkpoint_only_the_own_experts_are_read() -> None:
     assert sum(read) == block.gate.numel() + (block.up.numel() + block.down.numel()) // 2
 
 
+class Tempered(IndexAdd):
+    """Its router, which runs as captured, has a buffer that a checkpoint knows and the code does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("temper", torch.zeros(()))
+
+    def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, ids = (self.gate(x).tanh() + self.temper).topk(TOP_K, dim=-1)
+        return ids, weights
+
+
+class Shifted(Tower):
+    def __init__(self) -> None:
+        super().__init__([Tempered])
+        self.register_buffer("shift", torch.zeros(HIDDEN))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x) + self.shift
+        return out
+
+
+def test_buffers_are_those_of_the_weights_that_are_given(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    model = Shifted().eval()
+    model.blocks[0].temper.fill_(0.7)
+    model.shift.fill_(3.0)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    empty = Shifted().eval()
+    for owner in empty.modules():
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            owner.register_parameter(name, nn.Parameter(parameter.to("meta")))
+    x = torch.randn(2, 5, HIDDEN)
+    compiled = epsc.compile_model(empty, weights=tmp_path)
+    with torch.no_grad():
+        assert off(compiled(x), model(x)) < LIMIT
+
+
 @pytest.mark.distributed
 def test_a_model_on_the_meta_device_is_read_from_a_folder(ranks_of: Callable[[int], Ranks], tmp_path: Path) -> None:
     from safetensors.torch import save_file
@@ -90,5 +130,9 @@ def test_a_model_on_the_meta_device_is_read_from_a_folder(ranks_of: Callable[[in
         empty = Tower([IndexAdd, IndexAdd]).eval()
     with pytest.raises(EpsError, match="is not among the weights"):
         epsc.compile_model(empty, weights=tmp_path)
+    empty.register_buffer("scale", torch.ones(1, device="meta"))
+    with pytest.raises(EpsError, match="has buffers on the meta device, such as `scale`: nobody knows"):
+        epsc.compile_model(empty, weights=tmp_path)
+    del empty.scale
     with pytest.raises(EpsError, match=r"is no `.safetensors` file, nor a folder of them"):
         epsc.compile_model(empty, weights=tmp_path / "nothing.safetensors")
