@@ -78,6 +78,7 @@ def context(
         "several": several,
         "plans": found,
         "table": _table(made),
+        "plan_classes": call("PLANS = ", [each.cls for each in made], "  # by load, the least first"),
         "memory_together": memory_together((each.schedule, each.load[1]) for each in made),
         "inputs": made[0].inputs,
         "layer_head": call(

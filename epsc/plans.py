@@ -173,6 +173,14 @@ def _measured(entry: lock.Entry, known: Sequence[Candidate]) -> list[float]:
     return [max(each, times[won]) for each in times]
 
 
+def expect_by_load(layer: driver.Layer, schedules: Sequence[str | None]) -> None:
+    """Refuse to take the plan for a load where no schedule takes others by load. Raises EpsError."""
+    decls = [driver.named(layer, name) for name in schedules]
+    if not any(decl.by_load or decl.by_tokens for decl in decls):
+        message = f"--at takes one of several plans, and `{decls[0].name}` is one plan for every load"
+        raise EpsError(Diagnostic("one-plan", message, decls[0].span, help="-D tokens=N asks about another load"))
+
+
 def loads_of_auto(layer: driver.Layer, schedule: str) -> tuple[int, ...]:
     """The loads at which a schedule asks `auto`. Raises EpsError where it does not."""
     from epsc.passes.auto_by_tokens import loads_between  # noqa: PLC0415 - as above
@@ -211,6 +219,8 @@ def check(source: Source, options: driver.Options | None = None) -> tuple[driver
 
 def told(made: Plans) -> str:
     """Which plan is taken at which load, in words."""
+    if len(made.parts) == 1:  # it has the name of what takes it
+        return f"one plan for {loads(made.parts[0])}"
     return ", ".join(f"`{part.schedule.name}` for {loads(part)}" for part in made.parts)
 
 

@@ -70,6 +70,9 @@ def _taken(
 ) -> ScheduleDecl | None:
     """The schedule that a name stands for; None after adding a fault."""
     if name.name == "auto":
+        if "auto" in known:
+            message = "`auto` is what epsc chooses, and the file has a schedule of that name"
+            faults.add("bad-range", message, name.span, help="give that schedule another name")
         return ScheduleDecl("auto", auto=True, span=name.span)
     if name.name not in known:
         help = did_you_mean(name.name, {*known, "auto"})

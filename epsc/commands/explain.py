@@ -50,6 +50,8 @@ def explain(file: Path, schedule: str | None, measured: Path | None, skew: float
     what it costs if one rank has more rows than others; --measured holds the prediction against a measurement.
     """
     layer = driver.understand(driver.read(file), options_of(given))
+    if at is not None:
+        plans.expect_by_load(layer, (schedule,))
     made = plans.plans(layer, schedule)
     plan = made.at(layer.load[1] if at is None else at)
     layer = plan.layer
@@ -159,23 +161,29 @@ def _changes(plan: driver.Plan, asked: list[Candidate], skew: float) -> Iterator
 
 
 def _imbalance(plan: driver.Plan, near: list[Candidate], skew: float) -> Iterator[str]:
-    """What it costs that one rank has more rows, which balanced routing leaves out: of one forward, not as a graph."""
+    """What it costs that one rank has more rows, which balanced routing leaves out: beside what is predicted above."""
     schedule, cluster, load = plan.schedule, plan.layer.cluster, plan.layer.load[1]
     if schedule.ep == 1:
         return
-    shares = skewed(schedule.ep, skew)
+    shares, alike = skewed(schedule.ep, skew), skewed(schedule.ep, 1)
 
-    def busiest(made: Schedule) -> float:
-        return max(timeline.total for timeline in simulate_ranks(made, cluster, load, shares))
+    def busiest(made: Schedule, seconds: float, graph: bool) -> tuple[float, tuple[Timeline, ...]]:
+        """What a plan takes that takes `seconds` where ranks are alike, and all kinds of ranks."""
+        ranks = simulate_ranks(made, cluster, load, shares, graph)
+        balanced = simulate_ranks(made, cluster, load, alike, graph)
+        return seconds + max(each.total for each in ranks) - balanced[0].total, ranks
 
-    balanced, ranks = simulate(schedule, cluster, load).total, simulate_ranks(schedule, cluster, load, shares)
-    total = max(timeline.total for timeline in ranks)
+    own, graph = fastest(schedule, cluster, load)
+    total, ranks = busiest(schedule, own, graph)
     words = f"busiest rank has {skew:g} x the rows"
-    yield f"  {words:<36}this plan takes {duration(total)}, not the {duration(balanced)} of balanced loads, as above"
+    form = ", as a CUDA graph" if graph else ""
+    same = duration(total) == duration(own)
+    than = "as with balanced loads" if same else f"not the {duration(own)} of balanced loads"
+    yield f"  {words:<36}this plan takes {duration(total)}, {than}{form}"
     waits = [found for timeline in ranks for found in exposures(timeline, schedule) if found.why is Why.IMBALANCE]
     for found in sorted(waits, key=lambda e: -e.seconds)[:1]:
         yield f"  {'':<36}{duration(found.seconds)} in {found.step}: {found.why}: {found.words}"
-    then = best_of([replace(c, seconds=busiest(c.schedule)) for c in near])
+    then = best_of([replace(c, seconds=busiest(c.schedule, c.seconds, c.graph)[0]) for c in near])
     yield f"  {'':<36}of the best plans {then.decl.name} would be taken, {duration(then.seconds)}"
 
 

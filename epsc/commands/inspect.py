@@ -60,6 +60,8 @@ def inspect(file: Path, schedules: tuple[str, ...], at: int | None, width: int |
     """
     _refuse_two_views(given, schedules)
     layer = driver.understand(driver.read(file), options_of(given))
+    if at is not None:
+        plans.expect_by_load(layer, schedules or (None,))
     made = [plans_of(layer, name) for name in dict.fromkeys(schedules)] or [plans_of(layer)]
     report(tuple(dict.fromkeys((*layer.warnings, *(w for each in made for w in each.warnings)))))
     if given["as_json"] and at is None:
@@ -69,7 +71,7 @@ def inspect(file: Path, schedules: tuple[str, ...], at: int | None, width: int |
     if len(shown) > 1 and (form := next((name for name in (*_FORMS, "perfetto", "measured") if given[name]), "")):
         option = _FORMS.get(form, f"--{form}")
         raise click.UsageError(f"{option} takes one plan, and there are {plans.told(made[0])}: give --at TOKENS")
-    if not _write_pictures(shown, given, made[0] if len(made) == 1 and len(shown) > 1 else None):
+    if not _write_pictures(shown, given, [each for each in made if at is None and len(each.parts) > 1]):
         asked = any(given[name] for name in _FORMS)
         heads = [_head(each, part, asked) for each in made for part in each.parts if part in shown]
         texts = [_printed(plan, width, given).rstrip("\n") for plan in shown]
@@ -115,8 +117,8 @@ def _files(given: dict[str, Any]) -> list[str]:
     return [f"--{name}" for name in ("html", "perfetto") if given[name]]
 
 
-def _write_pictures(shown: list[driver.Plan], given: dict[str, Any], by_load: plans.Plans | None) -> bool:
-    """Write the files that were asked for; whether there were any. `by_load`: what all of them are the plans of."""
+def _write_pictures(shown: list[driver.Plan], given: dict[str, Any], by_load: list[plans.Plans]) -> bool:
+    """Write the files that were asked for; whether there were any. `by_load`: what several of them are the plans of."""
     from epsc.commands import pictures  # noqa: PLC0415 - pictures are not needed to print
 
     run = pictures.read_trace(given["measured"], shown[0]) if given["measured"] else None

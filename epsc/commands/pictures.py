@@ -28,25 +28,30 @@ def at_load(plan: driver.Plan, load: int, skew: float = 1.0) -> tuple[Timeline, 
     return simulate_ranks(plan.schedule, plan.layer.cluster, load, skewed(plan.schedule.ep, skew))
 
 
-def predicted(plan: driver.Plan, skew: float = 1.0) -> tuple[Timeline, ...]:
-    """The same at several loads of its range, the highest last."""
-    return tuple(timeline for load in loads_between(*plan.layer.load) for timeline in at_load(plan, load, skew))
+def predicted(plan: driver.Plan, skew: float = 1.0, loads: Sequence[int] = ()) -> tuple[Timeline, ...]:
+    """The same at several loads of its range, the highest last; at those of `loads`, if they are said."""
+    low, high = plan.layer.load
+    own = [load for load in loads if low <= load <= high] or loads_between(low, high)
+    return tuple(timeline for load in own for timeline in at_load(plan, load, skew))
 
 
-def side(plan: driver.Plan, run: Measured | None = None, skew: float = 1.0) -> Side:
+def side(plan: driver.Plan, run: Measured | None = None, skew: float = 1.0, loads: Sequence[int] = ()) -> Side:
     name = plan.schedule.name
     program = Source(f"{plan.schedule.graph.name}_{name}.py", driver.write(plan).text)
-    return Side(name, plan.schedule, predicted(plan, skew), run, program, (plan.layer.source,))
+    return Side(name, plan.schedule, predicted(plan, skew, loads), run, program, (plan.layer.source,))
 
 
 def html(
-    plans: Sequence[driver.Plan], run: Measured | None = None, skew: float = 1.0, by_load: Plans | None = None
+    plans: Sequence[driver.Plan], run: Measured | None = None, skew: float = 1.0, by_load: Sequence[Plans] = ()
 ) -> str:
-    """A page of plans of one layer, with a run of the first. `by_load`: what they are the plans of, by load."""
-    sides = [side(plan, run if i == 0 else None, skew) for i, plan in enumerate(plans)]
-    if by_load:
-        program = Source(f"{by_load.layer.graph.name}_{by_load.name}.py", write(by_load).text)
-        sides = [replace(each, range=plan.layer.load, program=program) for each, plan in zip(sides, plans, strict=True)]
+    """A page of plans of one layer, with a run of the first. `by_load`: what some of them are the plans of, by load."""
+    loads = sorted({load for plan in plans for load in loads_between(*plan.layer.load)})
+    sides = [side(plan, run if i == 0 else None, skew, loads) for i, plan in enumerate(plans)]
+    for made in by_load:
+        program = Source(f"{made.layer.graph.name}_{made.name}.py", write(made).text)
+        for i, plan in enumerate(plans):
+            if any(plan is part for part in made.parts):
+                sides[i] = replace(sides[i], range=plan.layer.load, program=program)
     title = f"{plans[0].schedule.graph.name}: {' and '.join(each.name for each in sides)}"
     shown = [timeline for plan in plans for timeline in at_load(plan, plan.layer.load[1], skew)]
     return page(title, sides, "\n\n".join(map(gantt, shown)))

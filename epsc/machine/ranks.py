@@ -17,13 +17,13 @@ from epsc.ir.mesh import DeviceMesh
 from epsc.ir.schedule import Schedule
 from epsc.machine.cluster import Cluster
 from epsc.machine.jobs import Meeting
-from epsc.machine.simulate import Run, simulate
+from epsc.machine.simulate import Run
 from epsc.machine.timeline import Timeline
 
 
 def skewed(ep: int, skew: float) -> tuple[float, ...]:
     """The share of rows of each rank of ep, over the mean: rank 0 has `skew`, the others what is left, evenly."""
-    if skew > ep or (ep == 1 and skew != 1):
+    if not 1 <= skew <= ep:  # nor what is no number
         raise EpsError(
             Diagnostic(
                 "bad-skew",
@@ -34,7 +34,9 @@ def skewed(ep: int, skew: float) -> tuple[float, ...]:
     return (skew, *((ep - skew) / (ep - 1) for _ in range(ep - 1)))
 
 
-def simulate_ranks(schedule: Schedule, cluster: Cluster, load: int, shares: Sequence[float]) -> tuple[Timeline, ...]:
+def simulate_ranks(
+    schedule: Schedule, cluster: Cluster, load: int, shares: Sequence[float], graph: bool = False
+) -> tuple[Timeline, ...]:
     """A timeline of each kind of rank, the one with most rows first, at `load` tokens per rank.
 
     `shares`: rows that come to each rank of ep, over their mean. Where all ranks are alike, it is one timeline of all.
@@ -43,10 +45,10 @@ def simulate_ranks(schedule: Schedule, cluster: Cluster, load: int, shares: Sequ
     of_rank = [shares[rank // mesh.stride("ep") % mesh.size("ep")] for rank in range(mesh.ranks)]
     kinds = _kinds(schedule, of_rank)
     if len(set(kinds)) == 1:
-        return (simulate(schedule, cluster, load),)
+        return (Run(schedule, cluster, load, None, graph).timeline(),)
     ranks = {kind: [rank for rank, its in enumerate(kinds) if its == kind] for kind in dict.fromkeys(kinds)}
     runs = {
-        kind: Run(schedule, cluster, load, None, share=of_rank[alike[0]])
+        kind: Run(schedule, cluster, load, None, graph, share=of_rank[alike[0]])
         for kind, alike in sorted(ranks.items(), key=lambda each: (-of_rank[each[1][0]], each[1]))
     }
     _together(list(runs.values()), _meetings(schedule, runs, kinds))

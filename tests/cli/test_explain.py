@@ -48,6 +48,14 @@ def test_what_imbalance_costs_is_told_without_being_asked() -> None:
     assert "load imbalance" not in told.partition("plans, by prediction")[0]
 
 
+def test_ranks_that_are_alike_change_nothing() -> None:
+    told = explain("-s", "one_sided", "--skew", "1")
+    taken = re.search(r"^  (\w+) +(\S+ \ws) +taken", told, re.MULTILINE)
+    assert taken and f"of the best plans {taken[1]} would be taken, {taken[2]}" in told
+    own = re.search(r"one_sided \(this plan\) +(\S+ \ws)", told)
+    assert own and f"this plan takes {own[1]}, as with balanced loads, as a CUDA graph" in told
+
+
 def test_a_profile_changes_what_is_said() -> None:
     assert "h800x8 (published figures, not measured)" in explain("-s", "serial", "--profile", "h800x8").splitlines()[0]
 

@@ -71,6 +71,34 @@ def test_inspect_shows_all_plans_or_that_for_a_load(path: Path) -> None:
     assert "give --at TOKENS" in refused.output
 
 
+@pytest.mark.parametrize("command", ["inspect", "explain"])
+def test_a_load_picks_among_plans_only(path: Path, command: str) -> None:
+    refused = CliRunner().invoke(cli, [command, str(path), "-s", "decode", "--at", "5"])
+    assert isinstance(refused.exception, EpsError | SystemExit) and refused.exit_code == 1
+    assert "`decode` is one plan for every load" in refused.output + str(refused.exception)
+
+
+def test_check_names_no_schedule_as_a_plan_of_itself(path: Path) -> None:
+    path.write_text(FILE + "schedule same = decode")
+    assert "`same` takes one plan for 1 to 100 tokens" in run("check", path)
+    assert "`serving` takes one plan for 20 tokens" in run("check", path, "-D", "tokens=20")
+
+
+def test_the_page_of_plans_beside_another_schedule_shows_each_where_it_is_taken(path: Path) -> None:
+    page = path.parent / "page.html"
+    run("inspect", path, "-s", "serving", "-s", "decode", "--html", page)
+    packed = re.search(r'<script id="data"[^>]*>([^<]*)<', page.read_text())
+    assert packed
+    sides = unpack(packed[1])["sides"]
+    assert [(side["name"], side["range"]) for side in sides] == [
+        ("decode", [1, 8]),
+        ("serial", [9, 100]),
+        ("decode", None),
+    ]
+    loads = [{each["load"] for each in side["runs"]} for side in sides]
+    assert loads[2] == loads[0] | loads[1] and not loads[0] & loads[1]
+
+
 def test_explain_says_what_plans_take_on_both_sides_of_a_border(path: Path) -> None:
     said = run("explain", path, "--at", 5).splitlines()
     assert said[0] == "serving: `decode` for 1 to 8 tokens, `serial` for 9 to 100 tokens"

@@ -125,7 +125,7 @@ def test_ranks_of_a_mesh_are_of_one_kind_if_they_meet_the_same_kinds() -> None:
     assert ranks._kinds(schedule, shares)[0] != ranks._kinds(schedule, shares)[1]
 
 
-@pytest.mark.parametrize(("ep", "skew"), [(8, 8.5), (1, 2)])
+@pytest.mark.parametrize(("ep", "skew"), [(8, 8.5), (1, 2), (8, float("nan")), (8, 0.5)])
 def test_more_than_all_rows_is_refused(ep: int, skew: float) -> None:
     with pytest.raises(EpsError, match=f"no rank of {ep} can have {skew:g} times"):
         skewed(ep, skew)

@@ -101,6 +101,8 @@ def test_a_graph_holds_one_plan_and_says_which_can_be_one(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="the plan chunks reads counts on the host") as caught:
         layer.capture(torch.zeros(20, 24))  # type: ignore[attr-defined]
     assert "only decode, copies can be captured" in str(caught.value)
+    with pytest.raises(ValueError, match="and this runs on cpu"):
+        layer.capture(torch.zeros(3, 24))  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="the plan chunks"):
         layer.capture(torch.zeros(3, 24), most=9)  # type: ignore[attr-defined]
 
