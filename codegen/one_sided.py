@@ -132,7 +132,7 @@ def _ways(pair: Pair) -> list[Arg]:
 def memory_together(plans: Iterable[tuple[Schedule, int]]) -> str:
     """What the docstring of a file says of the symmetric memory of all its plans, each with its most tokens."""
     sizes = [pair.symmetric_bytes(plan.ep, most) for plan, most in plans for pair in pairs(plan.graph)]
-    return f"Together they keep {sum(sizes) / 1e9:.2f} GB of symmetric memory." if sizes else ""
+    return f"Together they keep {_size(sum(sizes))} of symmetric memory." if sizes else ""
 
 
 def memory_line(schedule: Schedule, most: int) -> list[str]:
@@ -155,4 +155,5 @@ def memory_line(schedule: Schedule, most: int) -> list[str]:
 
 def _size(count: int) -> str:
     """Bytes as people say them."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+    size, unit = (count / 1e9, "GB") if count >= 1e8 else (count / 1e6, "MB") if count >= 1e5 else (count / 1e3, "kB")
+    return f"{size:.2f} {unit}"

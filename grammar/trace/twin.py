@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
+from itertools import accumulate
 from math import prod
 
 import torch
@@ -63,19 +64,25 @@ def _windows(wanted: Iterable[tuple[Tensor, torch.dtype]], device: torch.device)
         groups.setdefault((p.shape[-1] if p.ndim > 1 else 16, dtype), []).append(p)
     made: dict[int, object] = {}
     for (fan, dtype), members in groups.items():
-        most = max(_reach(p) for p in members) + STEP * len(members)
+        # A stack has a step for each of its matrices: no two of all begin alike.
+        begins = list(accumulate((STEP * _matrices(p) for p in members), initial=0))
+        most = max(begin + _reach(p) for begin, p in zip(begins, members, strict=False))
         generator = torch.Generator(device).manual_seed(fan)
         numbers = torch.randn(most, generator=generator, device=device).div_(math.sqrt(fan)).to(dtype)
-        for i, p in enumerate(members):
-            window = numbers.as_strided(p.shape, _strides(p), STEP * i)
-            made[id(p)] = nn.Parameter(window, requires_grad=False)
+        for begin, p in zip(begins, members, strict=False):
+            made[id(p)] = nn.Parameter(numbers.as_strided(p.shape, _strides(p), begin), requires_grad=False)
     return made
+
+
+def _matrices(p: Tensor) -> int:
+    """How many begin a step after each other: those of a stack, or one."""
+    return p.shape[0] if p.ndim > 2 and prod(p.shape[1:]) > STEP else 1
 
 
 def _strides(p: Tensor) -> tuple[int, ...]:
     """As if contiguous, but that in a stack of matrices each begins a step after the one before."""
     strides = tuple(prod(p.shape[i + 1 :]) for i in range(p.ndim))
-    return (STEP, *strides[1:]) if p.ndim > 2 and strides[0] > STEP else strides
+    return (STEP, *strides[1:]) if _matrices(p) > 1 else strides
 
 
 def _reach(p: Tensor) -> int:

@@ -102,3 +102,22 @@ def test_a_model_that_is_read_from_a_file_never_has_a_second_copy_of_more_than_o
     assert held > 110
     assert held <= most + 1
     assert most < held + 1.2 * layer
+
+
+def test_no_two_matrices_of_a_twin_are_alike() -> None:
+    """Else a block could be read with one in the place of another, and nobody would see it."""
+    torch = pytest.importorskip("torch")
+    from epsc.grammar.trace.twin import twin_of
+
+    block = torch.nn.ParameterDict(
+        {
+            **{name: torch.empty(4, 16, 16) for name in ("gate", "up", "down")},
+            **{name: torch.empty(16, 16) for name in ("router", "shared")},
+        }
+    )
+    made = twin_of(block, torch.float32, torch.device("cpu"))
+    stacks = [made[name] for name in ("gate", "up", "down")]
+    rows = [
+        matrix[row] for matrix in (*(m for stack in stacks for m in stack), made.router, made.shared) for row in (0, 9)
+    ]
+    assert len({tuple(row.tolist()) for row in rows}) == len(rows) == 28
