@@ -47,6 +47,13 @@ def check_module(module: nn.Module, *, weights_given: bool = False) -> torch.dty
             "give `weights=`, a `.safetensors` file, a folder of them or a state dict; or call"
             " `module.to_empty(device=...)` and load",
         )
+    if weights_given and (real := [of for of, p in module.named_parameters() if not p.is_meta]):
+        raise refusal(
+            "two-weights",
+            f"{name} has weights, such as `{real[0]}`, and `weights=` gives others: both cannot be meant",
+            module,
+            "make it on the meta device (`with torch.device('meta')`), or load the weights and leave `weights=` out",
+        )
     if meta := [of for of, buffer in module.named_buffers() if buffer.is_meta]:
         raise refusal(
             "meta-weights",

@@ -115,6 +115,14 @@ def test_buffers_are_those_of_the_weights_that_are_given(tmp_path: Path) -> None
         assert off(compiled(x), model(x)) < LIMIT
 
 
+def test_weights_are_the_models_or_the_files() -> None:
+    model = Tower([IndexAdd]).eval()
+    with pytest.raises(EpsError, match=r"Tower has weights, such as `\S+`, and `weights=` gives others"):
+        epsc.compile_model(model, weights=model.state_dict())
+    with pytest.raises(EpsError, match="IndexAdd has weights, such as"):
+        epsc.compile(IndexAdd().eval(), weights=IndexAdd().state_dict())
+
+
 @pytest.mark.distributed
 def test_a_model_on_the_meta_device_is_read_from_a_folder(ranks_of: Callable[[int], Ranks], tmp_path: Path) -> None:
     from safetensors.torch import save_file
