@@ -173,12 +173,17 @@ def _measured(entry: lock.Entry, known: Sequence[Candidate]) -> list[float]:
     return [max(each, times[won]) for each in times]
 
 
-def expect_by_load(layer: driver.Layer, schedules: Sequence[str | None]) -> None:
-    """Refuse to take the plan for a load where no schedule takes others by load. Raises EpsError."""
+def expect_by_load(layer: driver.Layer, schedules: Sequence[str | None], tokens: int) -> None:
+    """Refuse to take the plan for so many tokens where no plan is for them, or where no schedule takes others by load.
+    Raises EpsError."""
     decls = [driver.named(layer, name) for name in schedules]
     if not any(decl.by_load or decl.by_tokens for decl in decls):
         message = f"--at takes one of several plans, and `{decls[0].name}` is one plan for every load"
         raise EpsError(Diagnostic("one-plan", message, decls[0].span, help="-D tokens=N asks about another load"))
+    if tokens > layer.load[1]:
+        message = f"--at {tokens}: the plans are for at most {layer.load[1]} tokens of a rank"
+        help = "write more in the `tokens` line of the file, or ask for fewer"
+        raise EpsError(Diagnostic("plans-load", message, decls[0].span, help=help))
 
 
 def loads_of_auto(layer: driver.Layer, schedule: str) -> tuple[int, ...]:

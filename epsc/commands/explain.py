@@ -51,7 +51,7 @@ def explain(file: Path, schedule: str | None, measured: Path | None, skew: float
     """
     layer = driver.understand(driver.read(file), options_of(given))
     if at is not None:
-        plans.expect_by_load(layer, (schedule,))
+        plans.expect_by_load(layer, (schedule,), at)
     made = plans.plans(layer, schedule)
     plan = made.at(layer.load[1] if at is None else at)
     layer = plan.layer

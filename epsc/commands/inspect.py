@@ -61,7 +61,7 @@ def inspect(file: Path, schedules: tuple[str, ...], at: int | None, width: int |
     _refuse_two_views(given, schedules)
     layer = driver.understand(driver.read(file), options_of(given))
     if at is not None:
-        plans.expect_by_load(layer, schedules or (None,))
+        plans.expect_by_load(layer, schedules or (None,), at)
     made = [plans_of(layer, name) for name in dict.fromkeys(schedules)] or [plans_of(layer)]
     report(tuple(dict.fromkeys((*layer.warnings, *(w for each in made for w in each.warnings)))))
     if given["as_json"] and at is None:

@@ -76,6 +76,9 @@ def test_a_load_picks_among_plans_only(path: Path, command: str) -> None:
     refused = CliRunner().invoke(cli, [command, str(path), "-s", "decode", "--at", "5"])
     assert isinstance(refused.exception, EpsError | SystemExit) and refused.exit_code == 1
     assert "`decode` is one plan for every load" in refused.output + str(refused.exception)
+    refused = CliRunner().invoke(cli, [command, str(path), "-s", "serving", "--at", "101"])
+    assert isinstance(refused.exception, EpsError | SystemExit) and refused.exit_code == 1
+    assert "--at 101: the plans are for at most 100 tokens of a rank" in refused.output + str(refused.exception)
 
 
 def test_check_names_no_schedule_as_a_plan_of_itself(path: Path) -> None:
