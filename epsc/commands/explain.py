@@ -101,6 +101,9 @@ def _head(plan: driver.Plan, timeline: Timeline) -> Iterator[str]:
         f"{plan.schedule.name}, {timeline.load} tokens per rank, ep {plan.schedule.ep}: {duration(timeline.total)}"
         f" predicted with profile {device.profile} ({kind})"
     )
+    seconds, graph = fastest(plan.schedule, plan.layer.cluster, timeline.load, plan.layer.load[1])
+    if graph:
+        yield f"  {duration(seconds)} as a CUDA graph, as plans are compared; what follows is what the host issues"
     work = least_total(timeline)
     most = max(work, key=lambda name: work[name])
     yield f"  no order of these steps takes less than {duration(work[most])}: that is what {most} have to do"

@@ -22,6 +22,12 @@ def explain(*arguments: str) -> str:
     return result.output
 
 
+def test_what_a_graph_takes_is_told_beside_what_the_host_issues() -> None:
+    heads = explain("-s", "one_sided").splitlines()[:2]
+    assert re.fullmatch(r"  \S+ ms as a CUDA graph, as plans are compared; what follows .*", heads[1])
+    assert "CUDA graph" not in explain("-s", "serial").partition("where the time goes")[0]
+
+
 def test_serial_is_explained() -> None:
     told = explain("-s", "serial")
     heads = [line for line in told.splitlines() if line and not line.startswith(" ")]
