@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from epsc import driver, plans
 from epsc.api.call import Call
 from epsc.api.machines import nodes_of
-from epsc.api.refuse import check_module, refusal
+from epsc.api.refuse import check_module, expect_meta, refusal
 from epsc.api.retell import retold
 from epsc.api.running import Layer, Runner, runner
 from epsc.api.state import State, opened
@@ -101,6 +101,8 @@ def compile(
     """
     ranks = ranks_of(module, group)
     check_module(module, weights_given=weights is not None)
+    if weights is not None:
+        expect_meta(module)
     return stand_in(trace(module, example_inputs), group, ranks, schedule, tokens, weights, device)
 
 

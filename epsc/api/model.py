@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from epsc.api.compiling import Compiled, Given, Load, ranks_of, stand_in
-from epsc.api.refuse import check_module, refusal
+from epsc.api.refuse import check_module, expect_meta, refusal
 from epsc.api.state import opened
 from epsc.api.tracing import Traced, fingerprint, trace
 from epsc.ir.errors import EpsError
@@ -40,6 +40,8 @@ def compile_model(
     """
     ranks = ranks_of(model, group)
     check_module(model, weights_given=weights is not None)
+    if weights is not None:
+        expect_meta(model)
     tensors = None if weights is None else opened(weights, model)
     kinds: dict[object, Traced | EpsError] = {}
     swapped: list[str] = []

@@ -47,13 +47,6 @@ def check_module(module: nn.Module, *, weights_given: bool = False) -> torch.dty
             "give `weights=`, a `.safetensors` file, a folder of them or a state dict; or call"
             " `module.to_empty(device=...)` and load",
         )
-    if weights_given and (real := [of for of, p in module.named_parameters() if not p.is_meta]):
-        raise refusal(
-            "two-weights",
-            f"{name} has weights, such as `{real[0]}`, and `weights=` gives others: both cannot be meant",
-            module,
-            "make it on the meta device (`with torch.device('meta')`), or load the weights and leave `weights=` out",
-        )
     if meta := [of for of, buffer in module.named_buffers() if buffer.is_meta]:
         raise refusal(
             "meta-weights",
@@ -66,6 +59,17 @@ def check_module(module: nn.Module, *, weights_given: bool = False) -> torch.dty
         known = ", ".join(str(each).removeprefix("torch.") for each in DTYPES)
         raise refusal("bad-dtype", f"{name} is in {str(dtype).removeprefix('torch.')}: epsc knows {known}", module)
     return dtype
+
+
+def expect_meta(module: nn.Module) -> None:
+    """Refuse a module with weights of its own where others are given. Raises EpsError."""
+    if real := [name for name, parameter in module.named_parameters() if not parameter.is_meta]:
+        raise refusal(
+            "two-weights",
+            f"{type(module).__name__} has weights, such as `{real[0]}`, and `weights=` gives others: which are meant?",
+            module,
+            "make it on the meta device (`with torch.device('meta')`), or load the weights and leave `weights=` out",
+        )
 
 
 def check_inputs(module: nn.Module, example: Sequence[Any] | Tensor | None) -> Inputs:

@@ -24,9 +24,11 @@ def oss(tmp_path: Path) -> Iterator[ModuleType]:
     yield from load_program("oss", "grouped", tmp_path)
 
 
-def load_program(layer: str, schedule: str, folder: Path) -> Iterator[ModuleType]:
+def load_program(layer: str, schedule: str, folder: Path, without: str = "") -> Iterator[ModuleType]:
     path = folder / "program.py"
-    path.write_text(written(layer, schedule, ep="1").text, encoding="utf-8")
+    text = written(layer, schedule, ep="1").text
+    assert without in text
+    path.write_text(text.replace(without, "") if without else text, encoding="utf-8")
     spec = importlib.util.spec_from_file_location("program", path)
     assert spec and spec.loader
     program = importlib.util.module_from_spec(spec)
@@ -126,6 +128,11 @@ def test_all_tokens_to_one_expert(tiny: ModuleType) -> None:
     assert float((layer(x) - alone).abs().max()) <= 1e-5 * float(alone.abs().max())
 
 
+REFUSAL = """        if self.device.type != "cuda":
+            raise ValueError(f"{LAYER}: a CUDA graph holds what runs on CUDA, and this runs on {self.device}")
+"""
+
+
 class Recorded:
     """A CUDA graph without CUDA: what it would hold runs once, when it is recorded."""
 
@@ -136,7 +143,11 @@ class Recorded:
 def test_a_graph_reads_a_copy_of_inputs_or_the_callers_own(
     own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = next(loaded := load_program("tiny", "put", tmp_path))
+    refused = next(loaded := load_program("tiny", "put", tmp_path))
+    with pytest.raises(ValueError, match="a CUDA graph holds what runs on CUDA, and this runs on cpu"):
+        make(refused).capture(torch.zeros(1, 64), own=own)
+    loaded.close()
+    program = next(loaded := load_program("tiny", "put", tmp_path, without=REFUSAL))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext(graph))
     layer = make(program).load(state(program))

@@ -123,7 +123,7 @@ def test_the_plans_of_a_program_share_functions_kernels_and_weights(tmp_path: Pa
         assert f"class {name}:" in lines
     assert "PLANS = (Decode, Chunks, Copies)  # by load, the least first" in lines
     assert "    9 to 40 tokens    Chunks  the plan chunks" in lines[:40]
-    assert "share the weights, and nothing else. Together they keep 0.00 GB of symmetric memory." in lines[:40]
+    assert "share the weights, and nothing else. Together they keep 58.85 kB of symmetric memory." in lines[:40]
     layer = alone(tmp_path)
     assert [name for name, _ in layer.named_parameters()] == [  # type: ignore[attr-defined]
         *("r_weight", "gate_up", "down", "mlp_gate_up", "mlp_down")

@@ -68,7 +68,11 @@ def test_plans_by_load_are_told_the_tokens_of_the_block() -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind",
+    [OnInput, *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind is not OnInput)],
+    ids=lambda kind: kind.__name__,
+)
 def test_a_kind_is_equal_on_ranks(kind: type[nn.Module], ranks_of: Callable[[int], Ranks]) -> None:
     assert max(ranks_of(2).run("style", kind.__name__, None)) < LIMIT
 
