@@ -1,13 +1,11 @@
-"""Rows that go home from the product itself (`use direct`) against those that a kernel brings (`use put`), and plans
-for one token, on 2 GPUs.
+"""Rows that go home from the product itself (`use direct`) against those that a kernel brings (`use put`), on 2 GPUs.
 
     python -m benchmarks.direct compile -o build/direct
     python -m benchmarks.direct run build/direct           # under 4 minutes, a short table last
 
-`put` and `direct` send all tokens by copy engine and bring each copy home; `one_sided` brings one sum per rank. `apart`
-is `one_sided` compiled for one token, and `joined` the same with `JOINED = True`: small kernels wait and signal
-themselves, five launches fewer. Every program is checked first, with fresh inputs and all memory full of NaN. What is
-not listed here goes to `epsc.bench`: see `python -m epsc.bench --help`.
+`put` and `direct` send all tokens by copy engine and bring each copy home; `one_sided` brings one sum per rank. Every
+program is checked first, with fresh inputs and all memory full of NaN. What is not listed here goes to `epsc.bench`:
+see `python -m epsc.bench --help`.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +26,12 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SCHEDULES = """
 schedule put    { use copy for sent  use put for back }
 schedule direct { use copy for sent  use direct for back }
-schedule apart  { use copy for sent  use put for back  local_reduce back  BESIDE }
 """
-MANY, ONE = "many", "one"
-"""Folders of a layer: programs for many tokens, and for one."""
 ROUNDS = "8"
 
 
-@dataclass(frozen=True)
-class Case:
-    layer: str
-    tokens: tuple[int, ...]
-    beside: str = ""
-    """What else its example does for one token."""
-
-
-CASES = (
-    Case("deepseek_v2", (4096, 8192), "run mlp beside sent"),
-    Case("qwen3_30b_a3b", (8192,)),
-    Case("mixtral_8x7b", (8192,)),
-)
-
-
-def chosen(given: argparse.Namespace) -> list[Case]:
-    return [case for case in CASES if case.layer in (given.layers or (case.layer,))]
+CASES = {"deepseek_v2": (4096, 8192), "qwen3_30b_a3b": (8192,), "mixtral_8x7b": (8192,)}
+"""Layer -> tokens per rank."""
 
 
 def compile_programs(given: argparse.Namespace) -> None:
@@ -61,30 +40,14 @@ def compile_programs(given: argparse.Namespace) -> None:
     def refused(name: str, error: EpsError) -> None:
         raise SystemExit(f"{name}: refused\n{error}")
 
-    for case in chosen(given):
-        text = (EXAMPLES / f"{case.layer}.eps").read_text(encoding="utf-8")
-        source = Source(f"{case.layer}.eps", text + SCHEDULES.replace("BESIDE", case.beside))
-        for folder, names, most in ((MANY, ("put", "direct", "one_sided"), max(case.tokens)), (ONE, ("apart",), 1)):
-            defines = {} if given.preset and folder == MANY else {"tokens": str(most)}
-            options = driver.Options(defines, preset=given.preset)
-            out = given.output / case.layer / folder
-            compile_all(source, options, map(Wanted.parse, names), [given.ep], out, refused)
-            if folder == ONE:
-                joined(out)
-        print(given.output / case.layer)
-
-
-def joined(folder: Path) -> None:
-    """Put the program with fewer launches beside the one of a folder."""
-    found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    (program,) = found["programs"]
-    text = (folder / program["file"]).read_text(encoding="utf-8")
-    if text.count("\nJOINED = False") != 1:
-        raise SystemExit(f"{program['file']} has no launches to join")
-    file = f"joined_{program['file']}"
-    (folder / file).write_text(text.replace("\nJOINED = False", "\nJOINED = True"), encoding="utf-8")
-    found["programs"].append(program | {"name": "joined", "file": file})
-    (folder / "manifest.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    for layer in given.layers:
+        text = (EXAMPLES / f"{layer}.eps").read_text(encoding="utf-8")
+        defines = {} if given.preset else {"tokens": str(max(CASES[layer]))}
+        wanted = map(Wanted.parse, ("put", "direct", "one_sided"))
+        options = driver.Options(defines, preset=given.preset)
+        out = given.output / layer
+        compile_all(Source(f"{layer}.eps", text + SCHEDULES), options, wanted, [given.ep], out, refused)
+        print(out)
 
 
 def run(given: argparse.Namespace, more: list[str]) -> int:
@@ -92,27 +55,24 @@ def run(given: argparse.Namespace, more: list[str]) -> int:
     lines: list[str] = []
     failed: list[str] = []
     more = more if "--rounds" in more else [*more, "--rounds", ROUNDS]
-    pieces = [
-        (case, folder) for case in CASES for folder in (MANY, ONE) if case.layer in (given.layers or (case.layer,))
-    ]
-    for case, folder in pieces:
-        place = given.folder / case.layer / folder
+    for layer in given.layers:
+        place = given.folder / layer
         programs = json.loads((place / "manifest.json").read_text(encoding="utf-8"))["programs"]
         (ep,), names = {program["ep"] for program in programs}, [program["name"] for program in programs]
         if 0 < launch.gpus() < ep:
             raise SystemExit(f"compiled for {ep} ranks, but there are {launch.gpus()} GPUs")
-        tokens = [1] if folder == ONE else given.tokens or case.tokens
+        tokens = given.tokens or CASES[layer]
         arguments = ["--no-steps", "--tokens", *map(str, tokens), "--only", *names, *more]
-        found = compare(place, ep, arguments, place / "results.json", given.budget / len(pieces))
-        lines += table(case.layer, found, names)
-        failed += [f"FAILED: {case.layer}, {f['name']}, {f['where']}: {f['reason']}" for f in found["failed"]]
+        found = compare(place, ep, arguments, place / "results.json", given.budget / len(given.layers))
+        lines += table(layer, found, names)
+        failed += [f"FAILED: {layer}, {f['name']}, {f['where']}: {f['reason']}" for f in found["failed"]]
     print("\n".join(["ms of a forward, as it is or as a graph, whichever is faster; relative error to fp32", *lines]))
     print("\n".join(failed), end="\n" if failed else "")
     return 3 if failed or not lines else 0
 
 
 def table(layer: str, found: dict[str, Any], names: list[str]) -> list[str]:
-    """A line for each load: the best of each program, and how many times as fast as the first the second is."""
+    """A line for each load: the best of each program, and how many times as fast as `put` `direct` is."""
     lines = []
     for cell in found["cells"]:
         best: dict[str, tuple[float, str]] = {}
@@ -120,19 +80,11 @@ def table(layer: str, found: dict[str, Any], names: list[str]) -> list[str]:
             plain, _, graph = name.partition("+")
             best[plain] = min(best.get(plain, (float("inf"), "")), (c["median"], f" {graph}" if graph else ""))
         figures = [f"{name} {best[name][0]:.3f}{best[name][1]}" for name in names if name in best]
-        if ratio := ratio_of(best):
-            figures.append(ratio)
+        if {"put", "direct"} <= best.keys():
+            figures.append(f"direct is {best['put'][0] / best['direct'][0]:.2f}x put")
         worst = max((c["error"] for c in cell["contenders"].values()), default=float("nan"))
         lines.append(f"{layer:14} T = {cell['tokens']:5}  {'  '.join(figures)}  error {worst:.1e}")
     return lines
-
-
-def ratio_of(best: dict[str, tuple[float, str]]) -> str:
-    """What the new way gains over the old one, where both were measured."""
-    for old, new in (("put", "direct"), ("apart", "joined")):
-        if old in best and new in best:
-            return f"{new} is {best[old][0] / best[new][0]:.2f}x {old}"
-    return ""
 
 
 def main() -> None:
@@ -147,7 +99,7 @@ def main() -> None:
     running.add_argument("--tokens", type=int, nargs="+", help="instead of those of each layer")
     running.add_argument("--budget", type=float, default=230, help="seconds for all of it")
     for each in (compiling, running):
-        each.add_argument("--layers", nargs="+", choices=[case.layer for case in CASES], help="some of them only")
+        each.add_argument("--layers", nargs="+", choices=CASES, default=list(CASES), help="some of them only")
     given, more = parser.parse_known_args()
     if given.command == "run":
         sys.exit(run(given, more))

@@ -13,10 +13,9 @@ FILE = _words("""
     ThreadPoolExecutor contextmanager nullcontext timedelta accumulate pairwise Path median quantiles Any NamedTuple
     torch dist F Tensor nn annotations safe_open
     LAYER PLANS SCHEDULE VERSION EP TOKENS DTYPE INPUTS WEIGHTS GROUPED IDLE Mark Get Raw Weight
-    MOST JOINED ALL Symmetric Overflow Slots capturing expect_room expect_one_node this_node
+    MOST ALL Symmetric Overflow Slots capturing expect_room expect_one_node this_node
     NUMBERS symm_mem wide power_of_2 wide_columns many_programs
-    signal signal_kernel signal_at_end wait_until wait_at_head wait_kernel
-    tell tell_kernel put_rows_to_ranks put_rows_kernel locate locate_kernel
+    signal_kernel wait_kernel tell tell_kernel put_rows_to_ranks put_rows_kernel locate locate_kernel
     starts_kernel aim aim_kernel put_copies_to_ranks put_copies_kernel put_back_to_ranks put_back_kernel
     sum_over_copies sum_copies_kernel homes homes_kernel direct_gemm
     direct_product direct_product_kernel direct_product_tiles DIRECT_PRODUCT_TILES

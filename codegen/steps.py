@@ -22,8 +22,6 @@ from epsc.ir.places import Place, named, short_names
 from epsc.ir.schedule import HOST_LANE, Hazard, Schedule, Step
 from epsc.proof.happens import Happens
 
-_WAIT_THEMSELVES = ("locate", "expand", "sum_ranks", "sum_copies")
-"""Kinds whose first kernel takes what `Symmetric.expect` leaves to it."""
 _PART = re.compile(r"\bpart\b")
 _TEXTS = ("key", "comm", "module")
 """Fields of an op that hold string literals."""
@@ -191,8 +189,6 @@ class Steps:
             args.append(Listing("after=", tuple(map(string, after))))
         if signals := [wait.step for wait in step.waits if wait.everywhere]:
             args.append(Listing("signals=", tuple(map(string, signals))))
-            if node.kind in _WAIT_THEMSELVES:
-                args.append("head=True")
         if step.key in self.awaited:
             args.append("mark=True")
         if step.key in self.signalled:

@@ -1,6 +1,5 @@
 """One-sided transfers by kernels against those by torch: several ranks in one process, each with its own memory."""
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -46,12 +45,6 @@ class Memory:
         self.pointers = {
             name: torch.tensor([block[name].data_ptr() for block in blocks], dtype=torch.int64) for name in blocks[0]
         }
-
-    def wait_of(self, _programs: int) -> tuple[Any, ...]:
-        return self.forward, self.forward, -1, 0
-
-    def signal_of(self, _programs: int) -> tuple[Any, ...]:
-        return self.forward, self.forward, self.forward, -1
 
     def of(self, rank: int, name: str) -> torch.Tensor:
         return self.blocks[rank][name]
@@ -187,87 +180,3 @@ def test_signals(program: ModuleType) -> None:
     given_up[:], blocks[0][step] = 4, torch.tensor([5, 5])
     program.wait_kernel[(1,)](blocks[0][step], given_up, forward, fault, step * 2, 3, RANKS=2)
     assert int(fault[0]) == 0
-
-
-@pytest.mark.parametrize("program", [(96, 8, 2, 2, 1200)], indirect=True, ids=str)
-def test_what_ends_last_of_a_kernel_signals(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And no program before it: what others stored may not be there yet."""
-    own, other = ranks(program, kernels=True)
-    blocks = [torch.zeros(3, 2, dtype=torch.int32) for _ in range(2)]
-    at, ended = torch.tensor([block.data_ptr() for block in blocks]), torch.zeros(6, dtype=torch.int32)
-    seen: list[list[int]] = []
-    builder = importlib.import_module("triton.runtime.interpreter").interpreter_builder
-    # Each program comes by a barrier before it says that it ends.
-    noted = lambda: seen.append([int(block[1, own.rank]) for block in blocks])  # noqa: E731
-    monkeypatch.setattr(builder, "create_barrier", noted)
-    own.memory.signal_of = lambda programs: (at, own.memory.forward, ended, 1 * 2 + own.rank)
-    experts = torch.randint(8, (1200, 2), generator=torch.Generator().manual_seed(0))
-    for forward in (1, 2):
-        own.memory.forward[0] = forward
-        program.tell(own, experts, torch.rand(1200, 2), *own.count(experts))
-        assert [block[1].tolist() for block in blocks] == [[forward, 0]] * 2
-        assert not ended.any()
-        assert len(seen) == 3 * 2  # blocks of copies, ranks
-        assert seen == [[forward - 1] * 2] * 6
-        seen.clear()
-    assert torch.equal(other.own("experts")[own.rank], experts.to(torch.int32))
-
-
-@pytest.mark.parametrize("program", [(96, 8, 2, 2, 16)], indirect=True, ids=str)
-@pytest.mark.parametrize("late", [0, 1])
-def test_a_kernel_waits_at_its_head(program: ModuleType, late: int) -> None:
-    """Each of those that can: it notes the rank that has not signalled, and nothing where all have."""
-    for missing in (False, True):
-        slots = ranks(program, kernels=True)
-        for own in slots:
-            own.tell(torch.zeros(3, 2, dtype=torch.int64), torch.ones(3, 2), *own.count(torch.zeros(3, 2).long()))
-        own = slots[0]
-        own.memory.fault.zero_()
-        signals, given_up = torch.full((2,), 1, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
-        signals[late] -= int(missing)
-        own.memory.wait_of = lambda programs: (signals, given_up, 4, 3)  # noqa: B023
-        x, out = torch.zeros(3, 96), torch.zeros(3, 96)
-        found = own.locate()
-        for launch in (
-            lambda: None,
-            lambda: own.expand(x, found[0], torch.empty(own.rows, 96)),  # noqa: B023
-            lambda: own.sum_ranks(torch.zeros(3, 2, dtype=torch.int64), out),  # noqa: B023
-        ):
-            launch()
-            assert int(own.memory.fault[0]) == (1 + 4 + late if missing else 0)
-            own.memory.fault[0] = 0
-
-
-@pytest.mark.parametrize("program", [(32, 4, 1, 2, 4)], indirect=True, ids=str)
-def test_who_waits_and_signals_for_a_step(program: ModuleType) -> None:
-    """Its kernel, if that has few programs and nothing is traced; else a kernel of their own, and never nobody."""
-    said: list[str] = []
-    own = object.__new__(program.Symmetric)
-    vars(own).update(rank=1, patience=300.0, few=4, careful=False, awaited=None, due=None, steps={"a": 0, "b": 1})
-    vars(own).update(run=SimpleNamespace(spans=None), device=SimpleNamespace(type="cuda"))
-    vars(own).update(pointers={"signals": "at"}, forward="number", ended="ended")
-    vars(own).update(own=lambda name: ["of a", "of b", "given up"])
-    vars(own).update(wait=lambda step: said.append(f"wait {step}"), signal=lambda step: said.append(f"signal {step}"))
-
-    def step(programs: int, signals: list[str], due: str | None, failed: bool = False) -> tuple[list[str], int, int]:
-        said.clear()
-        own.expect(signals)
-        own.due = due
-        waits = signal = -2
-        if programs:
-            *at, waits, looks = own.wait_of(programs)
-            assert (at, looks) == ([["of a", "of b"][max(waits, 0) // 2], "given up"], 300_000_000)
-            *_, signal = own.signal_of(programs)
-        own.leave(failed)
-        assert (own.awaited, own.due) == (None, None)
-        return list(said), waits, signal
-
-    assert step(4, ["b"], "a") == ([], 2, 1)
-    assert step(5, ["b"], "a") == (["wait b", "signal a"], -1, -1)
-    assert step(0, ["b"], "a") == (["wait b", "signal a"], -2, -2)  # no kernel: a rank without tokens
-    assert step(4, ["a", "b"], None) == (["wait a", "wait b"], -1, -1)
-    assert step(0, ["b"], "a", failed=True) == ([], -2, -2)
-    own.careful = True  # kernels may be loaded, and none may wait for one that is to be loaded
-    assert step(4, ["b"], "a") == (["wait b"], -1, 1)
-    own.careful, own.run.spans = False, []
-    assert step(4, ["b"], "a") == (["wait b"], -1, 1)

@@ -13,8 +13,8 @@ from tests.programs.ranks import load_program
 SIZES = {"MOST": 4096, "RANKS": 8, "EXPERTS": 160, "LOCAL": 20, "COPIES": 6, "POWER": 8, "WIDTH": 5120, "COLUMNS": 1024}
 SIZES["HOME"] = SIZES["WIDTH"]
 ROWS = ("x", "rows")
-TABLES = ("rows_at", "copies_at", "sums_at", "signals")
-NUMBERS = ("own", "rank", "count", "slot_of")
+TABLES = ("rows_at", "copies_at", "sums_at")
+NUMBERS = ("own", "rank", "count")
 
 
 @pytest.fixture(scope="module")
