@@ -20,10 +20,7 @@ def main() -> None:
         dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     rank = int(os.environ.get("RANK", "0"))
     for path in map(Path, paths):
-        try:
-            run(path, rank, loads.split(":"), Path(out))
-        except Exception as error:
-            raise RuntimeError(f"{path.stem}, rank {rank}") from error
+        run(path, rank, loads.split(":"), Path(out))
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from epsc import driver
+from epsc import driver, plans
 from epsc.ir.errors import EpsError
 from epsc.ir.source import Source
 
@@ -65,3 +67,23 @@ def test_what_takes_one_plan_refuses_several() -> None:
     with pytest.raises(EpsError, match=r"`serving` has plans by load, for 1 .. 100 tokens") as caught:
         driver.plan(layer_of(), "serving")
     assert "-D tokens=N" in str(caught.value)
+
+
+def test_plans_of_one_program_leave_no_gap_and_hold_the_same_weights() -> None:
+    made = plans.plans(layer_of(), "serving")
+    made.verify()
+    first, *rest = made.parts
+
+    def told(*parts: driver.Plan) -> list[str]:
+        with pytest.raises(EpsError) as caught:
+            replace(made, parts=parts).verify()
+        return [each.message for each in caught.value.diagnostics]
+
+    assert told(*rest) == ["plan `middle` is for 9 .. 40, where 1 is due"]
+    assert told(first, *rest[1:]) == ["plan `serial` is for 41 .. 100, where 9 is due"]
+    assert told(first, *rest[:-1]) == ["no plan is for the loads from 41 to 100"]
+    assert told(first, first, *rest)[0] == "plan `decode` is for 1 .. 8, where 9 is due"
+    param, *params = first.schedule.graph.params
+    graph = replace(first.schedule.graph, params=(replace(param, parts=3), *params))
+    other = replace(rest[0], schedule=replace(first.schedule, graph=graph))
+    assert told(first, other, *rest[1:]) == ["`decode` and `decode` are one program and have other weights"]
